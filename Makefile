@@ -1,0 +1,63 @@
+# `make demo` and `make test` work from a fresh clone with git, make and Python >= 3.11.
+# Variables: PYTHON=python3.12 (default: the first that fits), WORKERS=2 (test processes), ARGS="-k name".
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTHON ?=
+WORKERS ?= 0
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(VENV)/installed  ## fit a first map and write its pictures and report to demo-output/
+	$(BIN)/brenier demo --out demo-output
+
+test: $(VENV)/installed-dev  ## run the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/installed-dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev  ## check types
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+bench: $(VENV)/installed-bench  ## run the benchmarks and regenerate their tables
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:  ## remove the environment, the caches and the demo's output
+	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment; each stamp says which extras are in it. An extra installs on top of the core, so
+# the targets may come in any order, and a changed requirement installs again.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing brenier into $(VENV) (once; a few minutes)" >&2
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-%: $(VENV)/installed
+	@echo "Installing the $* tools into $(VENV) (once)" >&2
+	@$(PIP) --editable ".[$*]"
+	@touch $@
+
+# A candidate on PATH may be a shim without a Python behind it, too old, or without venv: run it.
+$(BIN)/python:
+	@old= ; bare= ; \
+	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { old=$$version; continue; }; \
+	    "$$python" -c 'import ensurepip, venv' 2>/dev/null || { bare=$$python; continue; }; \
+	    exec "$$python" -m venv $(VENV); \
+	done; \
+	if [ "$$bare" ]; then echo "$$bare has no venv module: install it (Debian, Ubuntu: sudo apt install python3-venv) and try again." ; \
+	elif [ "$$old" ]; then echo "brenier needs Python >= 3.11, found $$old: install a newer one, or name it: make test PYTHON=/path/to/python3" ; \
+	else echo "brenier needs Python >= 3.11, found none: install one, or name it: make test PYTHON=/path/to/python3" ; fi >&2 ; \
+	exit 1

@@ -1,0 +1,31 @@
+"""Neural optimal transport through Hamilton–Jacobi equations."""
+
+import importlib.metadata
+
+from brenier import callbacks as callbacks
+from brenier import costs as costs
+from brenier import datasets as datasets
+from brenier import hamiltonian as hamiltonian
+from brenier import metrics as metrics
+from brenier import networks as networks
+from brenier.discrepancies import energy_distance as energy_distance
+from brenier.errors import BrenierError as BrenierError
+from brenier.errors import BrenierWarning as BrenierWarning
+from brenier.errors import DivergenceError as DivergenceError
+from brenier.errors import FileFormatError as FileFormatError
+from brenier.errors import InputError as InputError
+from brenier.errors import OutputError as OutputError
+from brenier.errors import UnsupportedProblemError as UnsupportedProblemError
+from brenier.estimators import NCFTransport as NCFTransport
+from brenier.fit import fit as fit
+from brenier.gaussian import GaussianPotential as GaussianPotential
+from brenier.methods import HJPINN as HJPINN
+from brenier.methods import NCF as NCF
+from brenier.problem import TransportProblem as TransportProblem
+from brenier.serialization import load as load
+from brenier.serialization import save as save
+from brenier.solution import Solution as Solution
+from brenier.transport import CharacteristicTransport as CharacteristicTransport
+from brenier.transport import Transport as Transport
+
+__version__ = importlib.metadata.version("brenier")

@@ -1,0 +1,109 @@
+"""The coordinates a fit works in, and the way back.
+
+Losses have comparable weights, and float32 keeps its digits, when both sides are centred and have unit size.
+One common scalar is allowed; a scale per axis would change the cost and with it the optimal map.
+
+For the quadratic cost each side may be centred at its own mean. The substitution is a Galilean change of frame:
+with `c_t = (1 - t) c0 + t c1`, `q = c1 - c0` and `x = c_t + s z`,
+
+    u(t, x) = s² w(t, z) + q·(x - c_t) + ½ t |q|²
+
+solves the Hamilton–Jacobi equation in `x` exactly when `w` solves it in `z`, and a pure translation becomes `w = 0`.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from brenier.typing import ArrayLike, Point, Potential, Scalar
+
+
+class Frame(eqx.Module):
+    """Centres and scale: `z = (x - c_t) / s` with `c_t` moving from the source's centre to the target's.
+
+    Attributes:
+        source_center, target_center: `c0`, `c1`, float64, shape (d,). Equal unless the cost is quadratic.
+        scale: `s > 0`, float64, shape ().
+    """
+
+    source_center: Float[np.ndarray, "d"]
+    target_center: Float[np.ndarray, "d"]
+    scale: Float[np.ndarray, ""]
+
+    @classmethod
+    def from_samples(cls, x: np.ndarray, y: np.ndarray, *, galilean: bool) -> Frame:
+        """Centres at the sample means; `s²` is the mean variance per coordinate over both sides.
+
+        Sides without any spread (all points equal) get scale 1 so that the frame stays invertible.
+        """
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        c0, c1 = x.mean(0), y.mean(0)
+        if not galilean:
+            # The distance between the sides is part of the problem's size in a common frame.
+            c0 = c1 = 0.5 * (c0 + c1)
+        variance = 0.5 * (((x - c0) ** 2).mean() + ((y - c1) ** 2).mean())
+        floor = (np.finfo(np.float64).eps * max(np.abs(x).max(), np.abs(y).max())) ** 2
+        scale = np.sqrt(variance) if variance > floor else 1.0
+        return cls(c0, c1, np.asarray(scale, np.float64))
+
+    @classmethod
+    def identity(cls, dim: int) -> Frame:
+        """The frame that changes nothing."""
+        return cls(np.zeros(dim), np.zeros(dim), np.asarray(1.0))
+
+    @property
+    def dim(self) -> int:
+        return len(self.source_center)
+
+    @property
+    def drift(self) -> np.ndarray:
+        """`q = c1 - c0`, the velocity of the frame."""
+        return self.target_center - self.source_center
+
+    def encode(self, t: ArrayLike | float, x: ArrayLike) -> ArrayLike:
+        """`z = (x - c_t) / s` for points (n, d) or (d,); numpy in float64, jax in the dtype of `x`."""
+        center, scale = self._at(t, x)
+        return (x - center) / scale
+
+    def decode(self, t: ArrayLike | float, z: ArrayLike) -> ArrayLike:
+        """`x = c_t + s z`, the inverse of `encode`."""
+        center, scale = self._at(t, z)
+        return center + scale * z
+
+    def displace(self, elapsed: ArrayLike | float, x: ArrayLike, dz: ArrayLike) -> ArrayLike:
+        """`x + elapsed q + s dz`: a step `dz` of the inner coordinates taken from `x` during `elapsed`.
+
+        Adding the displacement to `x` itself keeps the digits that a round trip through `z` would lose.
+        """
+        drift, scale = self._cast(x, self.drift, self.scale)
+        return x + elapsed * drift + scale * dz
+
+    def _at(self, t: ArrayLike | float, x: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+        c0, q, scale = self._cast(x, self.source_center, self.drift, self.scale)
+        return c0 + t * q, scale
+
+    @staticmethod
+    def _cast(x: ArrayLike, *constants: np.ndarray) -> tuple[ArrayLike, ...]:
+        if isinstance(x, np.ndarray):
+            return constants
+        return tuple(jnp.asarray(c, x.dtype) for c in constants)
+
+
+class FramedPotential(eqx.Module):
+    """`u(t, x)` in the user's coordinates from `w(t, z)` in a frame's.
+
+    Example:
+        The potential of a pure translation by `q` has `w = 0` and gradient `q` everywhere.
+    """
+
+    inner: Potential
+    frame: Frame
+
+    def __call__(self, t: Scalar, x: Point) -> Scalar:
+        frame = self.frame
+        q, scale = frame._cast(x, frame.drift, frame.scale)
+        z = frame.encode(t, x)
+        return scale**2 * self.inner(t, z) + scale * (q @ z) + 0.5 * t * (q @ q)

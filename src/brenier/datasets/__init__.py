@@ -1,0 +1,16 @@
+"""Distributions to try a method on: toys in the plane, and problems whose optimal map is known."""
+
+from brenier.datasets.exact import ExactProblem as ExactProblem
+from brenier.datasets.exact import gaussian_pair as gaussian_pair
+from brenier.datasets.exact import gaussian_to_cube as gaussian_to_cube
+from brenier.datasets.exact import gaussian_to_disc as gaussian_to_disc
+from brenier.datasets.exact import translation as translation
+from brenier.datasets.toys import TOYS as TOYS
+from brenier.datasets.toys import Sampler as Sampler
+from brenier.datasets.toys import checkerboard as checkerboard
+from brenier.datasets.toys import eight_gaussians as eight_gaussians
+from brenier.datasets.toys import gaussian as gaussian
+from brenier.datasets.toys import moons as moons
+from brenier.datasets.toys import spirals as spirals
+from brenier.datasets.toys import swiss_roll as swiss_roll
+from brenier.datasets.toys import two_rings as two_rings

@@ -1,0 +1,178 @@
+"""Transport maps with scikit-learn's and POT's face: numpy in, numpy out."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from brenier.errors import InputError
+from brenier.fit import fit
+from brenier.methods import NCF
+from brenier.problem import TransportProblem
+from brenier.samplers import check_points
+from brenier.solution import Solution
+
+
+class NCFTransport(TransformerMixin, BaseEstimator):
+    """The optimal transport map between two samples, forward, backward and at every moment between.
+
+    The estimator behind `brenier.NCF`, with the keywords of POT's `BaseTransport`.
+
+    Args:
+        preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
+        steps: optimiser steps planned; early stopping may end sooner.
+        batch_size: samples a side and step.
+        learning_rate: peak step size.
+        network: "dense_quadratic", "mlp", "resnet" or an equinox module `u(t, x)`.
+        optimizer: "muon", "adam" or an optax transformation.
+        gaussian_start: start from the linear optimal map.
+        validation: share of the samples held out for early stopping and scores.
+        early_stopping: stop once the held-out energy distance is within its noise band or stalls.
+        time_budget: seconds for the whole fit, compilation included.
+        random_state: an int reproduces bits on the same machine; `None` draws a new seed.
+        callbacks: each called with a `brenier.callbacks.Event` after every chunk of steps.
+
+    Attributes:
+        solution_: the `brenier.Solution` of the fit.
+        n_features_in_: d.
+
+    Example:
+        >>> est = NCFTransport(random_state=0).fit(Xs=X, Xt=Y)
+        >>> Z = est.transform(Xs=X)
+        >>> halfway = est.interpolate(Xs=X, t=0.5)
+
+    References:
+        Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal Transport*, ICLR 2026.
+    """
+
+    solution_: Solution
+    n_features_in_: int
+
+    def __init__(
+        self,
+        preset: str = "default",
+        *,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        network: str | eqx.Module | None = None,
+        optimizer: str | optax.GradientTransformation | None = None,
+        gaussian_start: bool = False,
+        validation: float = 0.1,
+        early_stopping: bool = True,
+        time_budget: float | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        callbacks: tuple[Any, ...] = (),
+    ):
+        self.preset = preset
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.network = network
+        self.optimizer = optimizer
+        self.gaussian_start = gaussian_start
+        self.validation = validation
+        self.early_stopping = early_stopping
+        self.time_budget = time_budget
+        self.random_state = random_state
+        self.callbacks = callbacks
+
+    def fit(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> NCFTransport:
+        """Fit the map from `Xs` (n, d) to `Xt` (m, d).
+
+        Labels `ys`, `yt` are part of the signature of POT but are not used yet: passing them is an error.
+
+        Raises:
+            InputError: data or options that cannot be used.
+            DivergenceError: the fit diverged.
+        """
+        if ys is not None or yt is not None:
+            raise InputError(
+                "Class labels (ys, yt) are not supported yet; leave them out, or fit one map per class."
+            )
+        if Xs is None or Xt is None:
+            missing = "Xs" if Xs is None else "Xt"
+            raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
+        method = NCF(
+            preset=self.preset,  # type: ignore[arg-type]
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            network=self.network,
+            optimizer=self.optimizer,
+            gaussian_start=self.gaussian_start,
+        )
+        if self.random_state is None or isinstance(self.random_state, numbers.Integral):
+            seed = self.random_state
+        else:
+            seed = None
+        if seed is None:
+            seed = check_random_state(self.random_state).randint(2**31 - 1)
+        problem = TransportProblem(_points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt"))
+        self.solution_ = fit(
+            problem,
+            method,
+            key=jax.random.key(int(seed)),
+            steps=None if self.time_budget is None else self.steps,
+            time_budget=self.time_budget,
+            validation=self.validation,
+            early_stopping=self.early_stopping,
+            callbacks=self.callbacks,
+        )
+        self.n_features_in_ = problem.dim
+        return self
+
+    def transform(self, Xs: Any) -> np.ndarray:
+        """Where source points (n, d) go: `T(Xs)`."""
+        return self._transport.forward(self._points(Xs, "Xs"))
+
+    def inverse_transform(self, Xt: Any) -> np.ndarray:
+        """Where target points (n, d) come from: `S(Xt)`."""
+        return self._transport.inverse(self._points(Xt, "Xt"))
+
+    def fit_transform(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> np.ndarray:
+        """`fit` and then `transform(Xs)`."""
+        return self.fit(Xs, ys, Xt, yt).transform(Xs)
+
+    def interpolate(self, Xs: Any, t: float = 0.5) -> np.ndarray:
+        """Where source points (n, d) are at time `t` in [0, 1]."""
+        return self._transport.interpolate(self._points(Xs, "Xs"), t)
+
+    def score(self, Xs: Any, ys: Any = None, Xt: Any = None, yt: Any = None) -> float:
+        """Minus the energy distance between `transform(Xs)` and `Xt`: greater is better."""
+        from brenier.discrepancies import energy_distance
+
+        if Xt is None:
+            raise InputError("score needs both Xs and Xt; Xt is missing.")
+        images, target = self.transform(Xs), self._points(Xt, "Xt")
+        dtype = np.promote_types(images.dtype, target.dtype)
+        return -float(energy_distance(images.astype(dtype), target.astype(dtype)))
+
+    @property
+    def _transport(self) -> Any:
+        check_is_fitted(self, "solution_")
+        return self.solution_.transport
+
+    def _points(self, X: Any, name: str) -> np.ndarray:
+        check_is_fitted(self, "solution_")
+        X = check_points(X, name, min_points=0)
+        if X.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"Expected {name} with {self.n_features_in_} columns, as in fit; found {X.shape[1]}."
+            )
+        return X
+
+
+def _points_or_source(X: Any, name: str) -> Any:
+    """Arrays are checked under the name the user typed; paths, memory maps and functions pass through."""
+    if callable(X) or isinstance(X, str | np.memmap) or hasattr(X, "__fspath__"):
+        return X
+    return check_points(X, name, min_points=2)

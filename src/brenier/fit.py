@@ -1,0 +1,553 @@
+"""The only training loop.
+
+`fit` knows no method by name. It chooses coordinates, holds samples out, draws batches, drives `method.step` in
+compiled chunks, validates, keeps the best map, stops early, keeps to a time budget, reports to callbacks, writes
+checkpoints and resumes from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brenier.callbacks import Callback, Event
+from brenier.checkpoint import read_checkpoint, write_checkpoint
+from brenier.coordinates import Frame
+from brenier.discrepancies import energy_distance
+from brenier.errors import BrenierWarning, DivergenceError, InputError
+from brenier.gaussian import GaussianPotential
+from brenier.methods import Method
+from brenier.metrics import noise_band
+from brenier.problem import TransportProblem
+from brenier.solution import STATUS, Metadata, Solution
+from brenier.transport import Transport
+from brenier.typing import Key
+
+CHUNK = 25
+"""Steps per compiled call: the grain of progress reports, validation and interruption."""
+
+_VALIDATE_EVERY = 2  # chunks
+_MAX_HELD_OUT = 2048
+_MIN_HELD_OUT = 32
+_POOL = 100_000
+_PATIENCE = 12  # validations without improvement
+_EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
+_COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
+
+# Purposes of the key streams; changing one changes every result.
+_INIT, _SOURCE, _TARGET, _STEP, _SCORE = range(5)
+
+
+def fit(
+    problem: TransportProblem,
+    method: Method[Any],
+    *,
+    key: Key | None = None,
+    steps: int | None = None,
+    time_budget: float | None = None,
+    validation: float = 0.1,
+    early_stopping: bool = True,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 30.0,
+    throw: bool = True,
+) -> Solution:
+    """Solve a transport problem with a method.
+
+    Args:
+        problem: what to solve.
+        method: how, for example `brenier.NCF()`.
+        key: of all randomness; `jax.random.key(0)` by default. Same key, same machine, same bits.
+        steps: optimiser steps of the whole schedule; the method's own by default, unlimited with a time budget.
+        time_budget: seconds for everything, compilation included; the schedule is fitted into it.
+        validation: share of each side held out (at most 2048 points); 0 for none. Sides too small to hold out
+            32 points are used whole.
+        early_stopping: when the held-out energy distances have reached the noise band of same-distribution samples,
+            or stopped improving, cool down and stop. Without it all steps are done. Needs held-out points.
+        callbacks: each called with an `Event` after every chunk of 25 steps; a true result stops the fit.
+        checkpoint: a file to continue from where it exists, written every `checkpoint_every` seconds and at the end.
+            An interrupted run that is continued ends with the same bits as one that never stopped.
+        throw: raise `DivergenceError` on divergence; otherwise return the last good map with status "diverged".
+
+    Returns:
+        A `Solution`. Ctrl-C returns the best map so far with status "interrupted".
+
+    Raises:
+        InputError: arguments out of range; a checkpoint of another run.
+        UnsupportedProblemError: this method cannot solve this problem.
+        DivergenceError: the loss became non-finite; its `solution` is the last good one.
+
+    Example:
+        >>> problem = TransportProblem(source, target)
+        >>> solution = fit(problem, brenier.NCF(), time_budget=30)
+        >>> solution.transport.forward(source)
+    """
+    _check_arguments(steps, time_budget, validation, checkpoint_every)
+    method.check(problem)
+    key = jax.random.key(0) if key is None else key
+    with jax.default_matmul_precision("highest"):
+        run = _Run(problem, method, key, steps, time_budget, validation, early_stopping)
+        if checkpoint is not None:
+            run.resume(Path(checkpoint))
+        return run.drive(callbacks, checkpoint, checkpoint_every, throw)
+
+
+@dataclasses.dataclass
+class _Progress:
+    """The host's side of a run; plain numbers, so that a checkpoint continues with the same bits.
+
+    Within a phase the schedule's position is linear in the step, from `phase_progress` at `phase_step` to 1 at
+    `last_step`. A decision to stop, or a new estimate from the clock, begins a new phase.
+    """
+
+    last_step: int
+    step: int = 0
+    phase_step: int = 0
+    phase_progress: float = 0.0
+    reason: str | None = None
+    best: float = float("inf")
+    since_best: int = 0
+    kept: float = float("inf")
+    chunk: int = 0
+    elapsed: float = 0.0
+    compile_seconds: float = 0.0
+    run_seconds: float = 0.0
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def slope(self) -> float:
+        return (1.0 - self.phase_progress) / max(self.last_step - self.phase_step, 1)
+
+    @property
+    def position(self) -> float:
+        if self.step >= self.last_step:
+            return 1.0
+        return self.phase_progress + self.slope * (self.step - self.phase_step)
+
+    def end_at(self, last_step: int) -> None:
+        if last_step != self.last_step:
+            self.phase_progress, self.phase_step = self.position, self.step
+            self.last_step = max(last_step, self.step)
+
+    def record(self, **columns: float) -> None:
+        for name, value in columns.items():
+            self.history.setdefault(name, []).append(float(value))
+
+
+class _Run:
+    def __init__(
+        self,
+        problem: TransportProblem,
+        method: Method[Any],
+        key: Key,
+        steps: int | None,
+        time_budget: float | None,
+        validation: float,
+        early_stopping: bool,
+    ):
+        self.began = time.perf_counter()
+        self.method, self.key, self.problem = method, key, problem
+        self.time_budget = time_budget
+        self.planned = steps
+        if steps is None:
+            self.planned = method.planned_steps if time_budget is None else 10**9
+
+        seed = int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
+        dtype = jnp.float64 if jax.config.jax_enable_x64 and problem.dtype == np.float64 else jnp.float32
+        source, x_held = _hold_out(problem.source, validation, seed)
+        target, y_held = _hold_out(problem.target, validation, seed + 1)
+        x_pool, y_pool = source.pool(_POOL, seed), target.pool(_POOL, seed)
+        self.frame = (
+            Frame.from_samples(x_pool, y_pool, galilean=problem.cost.galilean)
+            if method.scaled
+            else Frame.identity(problem.dim)
+        )
+        encode = self.frame.encode
+        # Inside the loop everything lives in the frame: a problem with the same optimal coupling.
+        self.inner = problem.replace(
+            source=source.encoded(partial(encode, 0.0), dtype),
+            target=target.encoded(partial(encode, 1.0), dtype),
+        )
+        self.held_out: tuple[jax.Array, jax.Array] | None = None
+        if x_held is not None and y_held is not None:
+            self.held_out = (
+                jnp.asarray(encode(0.0, x_held), dtype),
+                jnp.asarray(encode(1.0, y_held), dtype),
+            )
+        self.dtype, self.validation = dtype, validation
+        self.early_stopping = early_stopping and self.held_out is not None
+        self.bands = self._noise_bands()
+        self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
+        self.progress = _Progress(last_step=int(self.planned))
+        self.snapshot = jax.jit(self._extract)
+        self.kept = self.snapshot(self.state)
+        self.score = jax.jit(self._score)
+        self.advance: Any = None
+        self.earlier = 0.0  # seconds spent before a resume
+
+    # -- one chunk -----------------------------------------------------------------------------------------------
+
+    def _extract(self, state: Any) -> Transport:
+        return self.method.extract(self.inner, state, Frame.identity(self.problem.dim))
+
+    def _steps(
+        self, state: Any, xs: jax.Array, ys: jax.Array, keys: Key, n: Any, start: Any, slope: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, sums = carry
+            position = start + slope * i.astype(start.dtype)
+            state, metrics = self.method.step(
+                self.inner, state, (xs[i], ys[i]), keys[i], position
+            )
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        first = jax.eval_shape(
+            partial(self.method.step, self.inner), state, (xs[0], ys[0]), keys[0], start
+        )[1]
+        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), first)
+        state, sums = jax.lax.fori_loop(0, n, body, (state, zeros))
+        return state, jax.tree.map(lambda s: s / n, sums)
+
+    def _chunk(self) -> dict[str, float]:
+        p = self.progress
+        n = min(CHUNK, p.last_step - p.step)
+        steps = jnp.arange(CHUNK) + p.step
+
+        def keys(purpose: int) -> Key:
+            return jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(self.key, purpose)))(steps)
+
+        arguments = (
+            self.state,
+            self.inner.source.draw(keys(_SOURCE), self.method.batch),
+            self.inner.target.draw(keys(_TARGET), self.method.batch),
+            keys(_STEP),
+            jnp.asarray(n, jnp.int32),
+            jnp.asarray(p.position, self.dtype),
+            jnp.asarray(p.slope, self.dtype),
+        )
+        if self.advance is None:
+            start = time.perf_counter()
+            self.advance = jax.jit(self._steps, donate_argnums=0).lower(*arguments).compile()
+            p.compile_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        self.state, metrics = self.advance(*arguments)
+        metrics = {name: float(value) for name, value in metrics.items()}
+        p.run_seconds += time.perf_counter() - start
+        p.step, p.chunk = p.step + n, p.chunk + 1
+        return metrics
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def drive(
+        self,
+        callbacks: Sequence[Callback],
+        checkpoint: str | os.PathLike[str] | None,
+        checkpoint_every: float,
+        throw: bool,
+    ) -> Solution:
+        p = self.progress
+        saved = time.perf_counter()
+        try:
+            while p.step < p.last_step:
+                metrics = self._chunk()
+                if not np.isfinite(metrics["loss"]):
+                    return self._diverged(throw)
+                p.record(step=p.step, **metrics)
+                scores = self._validate()
+                self._plan()
+                # Not before this chunk is fully accounted for: a resumed run must not repeat any of it.
+                if checkpoint is not None and time.perf_counter() - saved >= checkpoint_every:
+                    self.save(Path(checkpoint))
+                    saved = time.perf_counter()
+                event = self._event(metrics, scores)
+                if any([callback(event) for callback in callbacks]):
+                    p.reason = "stopped"
+                    break
+            else:
+                if checkpoint is not None:
+                    self.save(Path(checkpoint))
+        except KeyboardInterrupt:
+            p.reason = "interrupted"
+        return self._solution(p.reason or "completed")
+
+    def _validate(self) -> dict[str, float] | None:
+        p = self.progress
+        ended = p.step >= p.last_step
+        if self.held_out is None:
+            self.kept = self.snapshot(self.state)
+            return None
+        if p.chunk % _VALIDATE_EVERY and not ended:
+            return None
+        candidate = self.snapshot(self.state)
+        scores = self._scores(candidate)
+        ratio = scores["ratio"]
+        p.record(score_step=p.step, score=ratio)
+        # Within the noise band scores cannot rank two maps, so the later one, less noisy, is kept.
+        if np.isfinite(ratio) and ratio <= max(p.kept, 1.0):
+            self.kept, p.kept = candidate, ratio
+        improved = ratio < 0.98 * p.best
+        p.best = min(p.best, ratio)
+        p.since_best = 0 if improved else p.since_best + 1
+        return scores
+
+    def _plan(self) -> None:
+        p = self.progress
+        if self.early_stopping and p.reason is None and p.position >= _EARLIEST_STOP:
+            recent = p.history.get("score", [])[-2:]
+            if len(recent) == 2 and max(recent) <= 1.0:
+                p.reason = "matched"
+            elif p.since_best >= _PATIENCE:
+                p.reason = "stalled"
+            if p.reason is not None:
+                p.end_at(min(p.last_step, p.step + max(2 * CHUNK, int(p.step * _COOL_DOWN))))
+        if self.time_budget is not None:
+            elapsed = self._elapsed()
+            left = self.time_budget - elapsed
+            per_step = (elapsed - p.compile_seconds) / max(p.step, 1)
+            affordable = p.step + max(int(left / per_step), 0)
+            if affordable < p.last_step or p.reason == "time_budget":
+                p.reason = "time_budget"
+                p.end_at(min(affordable, self.planned))
+
+    def _event(self, metrics: dict[str, float], scores: dict[str, float] | None) -> Event:
+        p = self.progress
+        rate = p.step / max(p.run_seconds, 1e-9)
+        elapsed = self._elapsed()
+        wall = (elapsed - p.compile_seconds) / max(p.step, 1)
+        return Event(
+            step=p.step,
+            steps=p.last_step,
+            progress=p.position,
+            metrics=metrics,
+            scores=scores,
+            elapsed=elapsed,
+            compile_seconds=p.compile_seconds,
+            steps_per_second=rate,
+            remaining=wall * (p.last_step - p.step),
+            device=jax.default_backend(),
+            transport=lambda: self._outer(self.kept),
+        )
+
+    def _elapsed(self) -> float:
+        return self.earlier + time.perf_counter() - self.began
+
+    # -- scores --------------------------------------------------------------------------------------------------
+
+    def _score(self, transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        images, preimages = transport.forward(x), transport.inverse(y)
+        returned = transport.inverse(images)
+        variance = jnp.sum(jnp.var(x, axis=0))
+        return {
+            "energy_forward": energy_distance(images, y),
+            "energy_backward": energy_distance(preimages, x),
+            "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / variance,
+        }
+
+    def _scores(self, transport: Transport) -> dict[str, float]:
+        assert self.held_out is not None
+        scores = {k: float(v) for k, v in self.score(transport, *self.held_out).items()}
+        scores |= self.bands
+        scores["ratio"] = _ratio(scores)
+        scale = float(self.frame.scale)
+        return {k: v * scale if k.startswith(("energy", "band")) else v for k, v in scores.items()}
+
+    def _noise_bands(self) -> dict[str, float]:
+        if self.held_out is None:
+            return {}
+        x, y = self.held_out
+        key = jax.random.fold_in(self.key, _SCORE)
+
+        def band(sampler: Any, held: jax.Array, n: int, m: int) -> float:
+            pool = np.concatenate([np.asarray(held), sampler.pool(_MAX_HELD_OUT, 0)])
+            return noise_band(pool, n, m, key=key)
+
+        return {
+            "band_forward": band(self.inner.target, y, len(x), len(y)),
+            "band_backward": band(self.inner.source, x, len(y), len(x)),
+        }
+
+    def _linear_scores(self) -> dict[str, float]:
+        """Held-out scores of the Gaussian map fitted to the training samples."""
+        assert self.held_out is not None
+        x, y = self.held_out
+        linear = GaussianPotential.from_samples(
+            self.inner.source.pool(_POOL, 0), self.inner.target.pool(_POOL, 0)
+        )
+        images = jnp.asarray(linear.forward(np.asarray(x)), x.dtype)
+        preimages = jnp.asarray(linear.inverse(np.asarray(y)), y.dtype)
+        scale = float(self.frame.scale)
+        return {
+            "linear_forward": scale * float(energy_distance(images, y)),
+            "linear_backward": scale * float(energy_distance(preimages, x)),
+        }
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _outer(self, transport: Transport) -> Transport:
+        """The same transport in the user's coordinates."""
+        return dataclasses.replace(transport, frame=self.frame)
+
+    def _diverged(self, throw: bool) -> Solution:
+        step = self.progress.step
+        hint = (
+            f"The loss became non-finite between steps {max(step - CHUNK, 0)} and {step}; the learning rate is "
+            "probably too high. Try a tenth of it, or scale_inputs=True"
+        )
+        solution = self._solution("diverged", hint)
+        if throw:
+            raise DivergenceError(
+                f"{hint}. The last good map is in this error's `solution`.", solution
+            )
+        return solution
+
+    def _solution(self, status: str, hint: str | None = None) -> Solution:
+        p = self.progress
+        scores: dict[str, float] = {}
+        if self.held_out is not None:
+            scores = self._scores(self.kept) | self._linear_scores()
+            if status == "completed" and scores["ratio"] <= 1.0:
+                status = "matched"
+        total = self._elapsed()
+        info = Metadata(
+            method=self.method.describe(),
+            dim=self.problem.dim,
+            key=np.asarray(jax.random.key_data(self.key)).tolist(),
+            steps=p.step,
+            n_source=self.problem.source.size,
+            n_target=self.problem.target.size,
+            held_out=0 if self.held_out is None else len(self.held_out[0]),
+            dtype=np.dtype(self.dtype).name,
+            data_hash=self._data_hash(),
+            device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
+            versions=_versions(),
+            timings={
+                "compile": p.compile_seconds,
+                "run": p.run_seconds,
+                "total": total,
+            },
+        )
+        message = _message(status, p.step, scores, hint)
+        if scores and _worse_than_linear(scores):
+            warnings.warn(f"{message} Prefer the linear map, or train longer.", BrenierWarning, 4)
+        history = {k: np.asarray(v) for k, v in p.history.items()}
+        return Solution(
+            self._outer(self.kept), history, status, message, Metadata(scores), info
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _data_hash(self) -> str:
+        both = self.problem.source.digest() + self.problem.target.digest()
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+    def _fingerprint(self) -> str:
+        """What must not change between a run and its continuation."""
+        facts = {
+            "method": self.method.describe(),
+            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "data": self._data_hash(),
+            "planned": self.planned,
+            "time_budget": self.time_budget,
+            "validation": self.validation,
+            "early_stopping": self.early_stopping,
+            "dtype": np.dtype(self.dtype).name,
+            "version": _versions()["brenier"],
+        }
+        return json.dumps(facts, sort_keys=True, default=str)
+
+    def save(self, path: Path) -> None:
+        self.progress.elapsed = self._elapsed()
+        header = {
+            "fingerprint": self._fingerprint(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+        write_checkpoint(path, (self.state, self.kept), header)
+
+    def resume(self, path: Path) -> None:
+        if not path.exists():
+            self.save(path)  # An unwritable path is found now, not after the first half minute.
+            return
+        (self.state, self.kept), header = read_checkpoint(
+            path, (self.state, self.kept), self._fingerprint()
+        )
+        self.progress = _Progress(**header["progress"])
+        self.earlier = self.progress.elapsed
+
+
+def _hold_out(sampler: Any, share: float, seed: int) -> tuple[Any, np.ndarray | None]:
+    n = _MAX_HELD_OUT if sampler.size is None else min(int(share * sampler.size), _MAX_HELD_OUT)
+    if share == 0.0 or n < _MIN_HELD_OUT:
+        return sampler, None
+    return sampler.split(n, seed)
+
+
+def _ratio(scores: dict[str, float]) -> float:
+    """The larger of both energy distances in units of its noise band; 1 or less is a match."""
+    ratios = [
+        scores[f"energy_{way}"] / scores[f"band_{way}"]
+        if scores[f"band_{way}"] > 0
+        else float("inf")
+        for way in ("forward", "backward")
+    ]
+    return max(ratios)
+
+
+def _worse_than_linear(scores: dict[str, float]) -> bool:
+    return any(
+        scores[f"energy_{way}"] > max(scores[f"linear_{way}"], scores[f"band_{way}"])
+        for way in ("forward", "backward")
+    )
+
+
+def _message(status: str, step: int, scores: dict[str, float], hint: str | None) -> str:
+    parts = [f"Stopped after {step} steps: {hint or STATUS[status]}."]
+    if scores:
+        ratio = scores["ratio"]
+        parts.append(
+            "The map matches held-out samples within their noise."
+            if ratio <= 1.0
+            else f"The held-out energy distance is {ratio:.2g} times the noise band."
+        )
+        if _worse_than_linear(scores):
+            parts.append("It is worse than the linear (Gaussian) map.")
+    else:
+        parts.append("Nothing was held out, so the map was not validated.")
+    return " ".join(parts)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("brenier", "jax", "equinox", "optax", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions
+
+
+def _check_arguments(
+    steps: int | None, time_budget: float | None, validation: float, checkpoint_every: float
+) -> None:
+    if steps is not None and (isinstance(steps, bool) or int(steps) != steps or steps < 1):
+        raise InputError(f"Expected steps to be a whole number >= 1, found {steps!r}.")
+    if time_budget is not None and not 0.0 < time_budget < float("inf"):
+        raise InputError(f"Expected time_budget in seconds > 0, found {time_budget!r}.")
+    if not 0.0 <= validation <= 0.5:
+        raise InputError(f"Expected validation to be a share in [0, 0.5], found {validation!r}.")
+    if not checkpoint_every >= 0.0:
+        raise InputError(f"Expected checkpoint_every >= 0 seconds, found {checkpoint_every!r}.")

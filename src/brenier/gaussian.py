@@ -1,0 +1,130 @@
+"""The closed-form potential between two Gaussians: oracle, baseline and warm start.
+
+For `N(m0, S0) → N(m1, S1)` and the quadratic cost the optimal map is affine, `T(x) = m1 + A (x - m0)` with
+`A = S0^{-1/2} (S0^{1/2} S1 S0^{1/2})^{1/2} S0^{-1/2}`, and the Hamilton–Jacobi potential is a quadratic whose
+curvature `M_t` solves the Riccati equation `M' = -M²`. With `A = V diag(λ) Vᵀ`,
+
+    M_t = V diag((λ - 1) / (1 + t (λ - 1))) Vᵀ,      m_t = (1 - t) m0 + t m1,      q = m1 - m0,
+    u(t, x) = ½ (x - m_t)ᵀ M_t (x - m_t) + q·(x - m_t) + ½ t |q|².
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from brenier.errors import InputError
+from brenier.typing import ArrayLike, Point, Scalar
+
+
+class GaussianPotential(eqx.Module):
+    """`u(t, x)` of optimal transport between two Gaussians, for the cost ½|x - y|².
+
+    Build one with `from_moments` or `from_samples`. The dual value is the optimal cost:
+    `E u(1, y) - E u(0, x) = W₂²/2`.
+
+    Attributes:
+        source_mean, target_mean: `m0`, `m1`, shape (d,).
+        eigenvectors: `V`, shape (d, d), orthogonal.
+        stretch: `λ > 0`, shape (d,): the eigenvalues of the map's matrix `A`.
+
+    Example:
+        >>> u = GaussianPotential.from_moments(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
+        >>> u.forward(np.array([[1.0, 0.0]])).tolist()
+        [[3.0, 1.0]]
+    """
+
+    source_mean: Float[Array, "d"] | Float[np.ndarray, "d"]
+    target_mean: Float[Array, "d"] | Float[np.ndarray, "d"]
+    eigenvectors: Float[Array, "d d"] | Float[np.ndarray, "d d"]
+    stretch: Float[Array, "d"] | Float[np.ndarray, "d"]
+
+    @classmethod
+    def from_moments(
+        cls, m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, *, ridge: float = 0.0
+    ) -> GaussianPotential:
+        """From means (d,) and covariances (d, d), computed in float64 on the host.
+
+        Args:
+            ridge: added to both diagonals, relative to the mean variance of both sides; makes degenerate
+                covariances usable.
+
+        Raises:
+            InputError: a covariance is not positive definite (after the ridge).
+        """
+        m0, S0, m1, S1 = (np.asarray(a, np.float64) for a in (m0, S0, m1, S1))
+        eye = np.eye(len(m0))
+        shift = ridge * 0.5 * (np.trace(S0) + np.trace(S1)) / len(m0) * eye
+        S0, S1 = S0 + shift, S1 + shift
+        root, inverse_root = _square_roots(S0)
+        middle, _ = _square_roots(root @ S1 @ root)
+        A = inverse_root @ middle @ inverse_root
+        stretch, eigenvectors = np.linalg.eigh(0.5 * (A + A.T))
+        return cls(m0, m1, eigenvectors, stretch)
+
+    @classmethod
+    def from_samples(
+        cls, x: ArrayLike, y: ArrayLike, *, ridge: float = 1e-6
+    ) -> GaussianPotential:
+        """From samples (n, d) and (m, d): the linear optimal map between their moments.
+
+        With at most d samples a covariance is singular; the ridge keeps the map finite.
+        """
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        return cls.from_moments(
+            x.mean(0), _covariance(x), y.mean(0), _covariance(y), ridge=ridge
+        )
+
+    def __call__(self, t: Scalar, x: Point) -> Scalar:
+        m0, m1, V, stretch = (
+            jnp.asarray(a, x.dtype)
+            for a in (self.source_mean, self.target_mean, self.eigenvectors, self.stretch)
+        )
+        q = m1 - m0
+        centred = x - (m0 + t * q)
+        growth = stretch - 1.0
+        curvature = growth / (1.0 + t * growth)
+        return 0.5 * (curvature @ (centred @ V) ** 2) + q @ centred + 0.5 * t * (q @ q)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """`A` of the affine map `T(x) = m1 + A (x - m0)`, shape (d, d)."""
+        V = np.asarray(self.eigenvectors)
+        return (V * np.asarray(self.stretch)) @ V.T
+
+    def forward(self, x: ArrayLike) -> np.ndarray:
+        """`T(x)` for points of shape (n, d), in float64 on the host."""
+        V, stretch = np.asarray(self.eigenvectors), np.asarray(self.stretch)
+        return self.target_mean + ((np.asarray(x) - self.source_mean) @ V * stretch) @ V.T
+
+    def inverse(self, y: ArrayLike) -> np.ndarray:
+        """`S(y) = T⁻¹(y)` for points of shape (n, d), in float64 on the host."""
+        V, stretch = np.asarray(self.eigenvectors), np.asarray(self.stretch)
+        return self.source_mean + ((np.asarray(y) - self.target_mean) @ V / stretch) @ V.T
+
+
+def gaussian_cost(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike) -> float:
+    """The optimal cost `W₂²/2` between two Gaussians (Bures–Wasserstein), in float64."""
+    m0, S0, m1, S1 = (np.asarray(a, np.float64) for a in (m0, S0, m1, S1))
+    root, _ = _square_roots(S0)
+    eigenvalues = np.linalg.eigvalsh(root @ S1 @ root)
+    overlap = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
+    return float(0.5 * (((m0 - m1) ** 2).sum() + np.trace(S0) + np.trace(S1) - 2.0 * overlap))
+
+
+def _covariance(x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(0)
+    return centred.T @ centred / max(len(x) - 1, 1)
+
+
+def _square_roots(S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, vectors = np.linalg.eigh(0.5 * (S + S.T))
+    if not values[0] > 0.0:
+        raise InputError(
+            f"A covariance must be positive definite; its smallest eigenvalue is {values[0]:.3g}. "
+            "Remove constant columns, add samples or pass a ridge."
+        )
+    roots = np.sqrt(values)
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T

@@ -1,0 +1,358 @@
+"""What `NCF` and `HJPINN` share: both directions matched in energy distance, one potential, closed-form maps."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from jaxtyping import Array, Float, Int
+
+from brenier.coordinates import Frame
+from brenier.costs import Cost
+from brenier.discrepancies import Statistic, energy_distance
+from brenier.errors import InputError, UnsupportedProblemError
+from brenier.gaussian import GaussianPotential
+from brenier.hamiltonian import backward_map, forward_map
+from brenier.methods._base import Method
+from brenier.networks import MLP, DenseQuadratic, ResNet, SumPotential, with_zero_head
+from brenier.problem import TransportProblem
+from brenier.transport import CharacteristicTransport
+from brenier.typing import Key, Points, Potential
+
+Preset = Literal["default", "published"]
+Collocation = Literal["path", "box", "mix"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "network": "dense_quadratic",
+        "widths": (128, 128, 64),
+        "activation": "softplus",
+        "optimizer": "muon",
+        "learning_rate": 5e-3,
+        "schedule": "cosine",
+        "averaging": 0.99,
+        "batch_size": 2000,
+        "collocation": "path",
+        "collocation_size": 1000,
+        "scale_inputs": True,
+        "steps": 1000,
+    },
+    "published": {
+        "network": "dense_quadratic",
+        "widths": None,
+        "activation": "celu",
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "averaging": 0.0,
+        "batch_size": 2000,
+        "collocation": "box",
+        "collocation_size": 1000,
+        "scale_inputs": False,
+        "steps": 20_000,
+    },
+}
+"""What one argument switches. Entries of "published" that the paper leaves open are listed in docs/methods.md."""
+
+_FINAL_RATE = 0.003
+_NETWORKS = {"dense_quadratic": DenseQuadratic, "mlp": MLP, "resnet": ResNet}
+
+
+class CharacteristicState(eqx.Module):
+    """What is carried from step to step."""
+
+    network: Potential
+    averaged: Potential
+    base: GaussianPotential | None
+    optimizer: optax.OptState
+    box: Float[Array, "2 d"]
+    step: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacteristicMethod(Method[CharacteristicState]):
+    """One potential, both energy distances and a Hamilton–Jacobi residual; see `NCF`."""
+
+    preset: Preset = "default"
+    network: str | eqx.Module | None = None
+    widths: Sequence[int] | None = None
+    activation: str | None = None
+    optimizer: str | optax.GradientTransformation | None = None
+    learning_rate: float | None = None
+    schedule: Literal["cosine", "constant"] | None = None
+    averaging: float | None = None
+    batch_size: int | None = None
+    collocation: Collocation | None = None
+    collocation_size: int | None = None
+    scale_inputs: bool | None = None
+    steps: int | None = None
+    hj_weight: float = 1.0
+    matching_weight: float = 1.0
+    statistic: Statistic = "U"
+    gaussian_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InputError(
+                f"Expected preset to be one of {', '.join(PRESETS)}, found {self.preset!r}."
+            )
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        _check_options(self)
+
+    @abc.abstractmethod
+    def residuals(
+        self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
+    ) -> Float[Array, "n"]:
+        """How far `u` is from solving the Hamilton–Jacobi equation at each collocation point."""
+
+    @property
+    def planned_steps(self) -> int:
+        return self.steps  # type: ignore[return-value]
+
+    @property
+    def batch(self) -> int:
+        return self.batch_size  # type: ignore[return-value]
+
+    @property
+    def scaled(self) -> bool:
+        return bool(self.scale_inputs)
+
+    def check(self, problem: TransportProblem) -> None:
+        name = type(self).__name__
+        if problem.state_cost is not None:
+            raise UnsupportedProblemError(
+                f"{name} moves points along straight lines and cannot take a state_cost; leave it out."
+            )
+        if problem.noise > 0.0:
+            raise UnsupportedProblemError(f"{name} needs noise=0, found {problem.noise}.")
+        if self.gaussian_start and not problem.cost.galilean:
+            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
+
+    def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
+        x, y = problem.source.pool(100_000, 0), problem.target.pool(100_000, 0)
+        network = self._network(problem.dim, key)
+        base = None
+        if self.gaussian_start:
+            network = with_zero_head(network)
+            base = _cast(GaussianPotential.from_samples(x, y), problem.dtype)
+        network = _cast(network, problem.dtype)
+        box = np.stack([np.minimum(x.min(0), y.min(0)), np.maximum(x.max(0), y.max(0))])
+        return CharacteristicState(
+            network=network,
+            # A copy: a donated state must not hold the same buffer twice.
+            averaged=jax.tree.map(jnp.copy, network),
+            base=base,
+            optimizer=self._optimizer().init(network),
+            box=jnp.asarray(box, problem.dtype),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def step(
+        self,
+        problem: TransportProblem,
+        state: CharacteristicState,
+        batch: tuple[jax.Array, jax.Array],
+        key: Key,
+        progress: jax.Array,
+    ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
+        def loss(network: Potential) -> tuple[jax.Array, dict[str, jax.Array]]:
+            u = _with_base(state.base, network)
+            return self._loss(u, problem.cost, batch, state.box, key)
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.network)
+        updates, optimizer = self._optimizer().update(grads, state.optimizer, state.network)
+        rate = self._rate(progress)
+        network = jax.tree.map(
+            lambda p, g: p + rate.astype(p.dtype) * g.astype(p.dtype), state.network, updates
+        )
+        averaged = _average(state.averaged, network, state.step, self.averaging)
+        return CharacteristicState(
+            network, averaged, state.base, optimizer, state.box, state.step + 1
+        ), metrics
+
+    def extract(
+        self, problem: TransportProblem, state: CharacteristicState, frame: Frame
+    ) -> CharacteristicTransport:
+        return CharacteristicTransport(_with_base(state.base, state.averaged), frame, problem.cost)
+
+    def describe(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {
+            name: value
+            if isinstance(value, str | int | float | bool | tuple | list | None)
+            else type(value).__name__
+            for name, value in fields.items()
+        }
+        return {"name": type(self).__name__, **plain}
+
+    def _loss(
+        self,
+        u: Potential,
+        cost: Cost,
+        batch: tuple[jax.Array, jax.Array],
+        box: jax.Array,
+        key: Key,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x, y = batch
+        forward, backward, images, preimages = matching_loss(
+            u, cost, x, y, statistic=self.statistic
+        )
+        t, z = self._points(x, images, y, preimages, box, key)
+        hj = jnp.mean(self.residuals(u, cost, t, z) ** 2)
+        loss = self.matching_weight * (forward + backward) + self.hj_weight * hj
+        return loss, {
+            "loss": loss,
+            "energy_forward": forward,
+            "energy_backward": backward,
+            "hj": hj,
+        }
+
+    def _points(
+        self,
+        x: jax.Array,
+        images: jax.Array,
+        y: jax.Array,
+        preimages: jax.Array,
+        box: jax.Array,
+        key: Key,
+    ) -> tuple[jax.Array, jax.Array]:
+        n = self.collocation_size
+        on_paths = {"path": n, "box": 0, "mix": n // 2}[self.collocation]
+        path_key, box_key = jax.random.split(key)
+        parts = []
+        if on_paths:
+            parts.append(path_points(x, images, y, preimages, path_key, on_paths))
+        if n - on_paths:
+            parts.append(box_points(box, box_key, n - on_paths))
+        t, z = (jnp.concatenate(columns) for columns in zip(*parts, strict=True))
+        return t, z
+
+    def _rate(self, progress: jax.Array) -> jax.Array:
+        if self.schedule == "constant":
+            return jnp.ones_like(progress)
+        return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+    def _network(self, dim: int, key: Key) -> eqx.Module:
+        if isinstance(self.network, eqx.Module):
+            return self.network
+        options: dict[str, Any] = {"activation": self.activation, "key": key}
+        if self.network == "dense_quadratic":
+            widths = self.widths
+            if self.preset == "default" and dim >= 48 and tuple(widths) == (128, 128, 64):
+                widths = (256, 256, 128)
+            options["widths"] = widths
+        elif self.network == "mlp":
+            options["widths"] = (64,) * 5 if self.widths is None else self.widths
+        return _NETWORKS[self.network](dim, **options)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        if self.optimizer == "adam":
+            return optax.adam(self.learning_rate)
+        if self.optimizer == "muon":
+            return optax.contrib.muon(self.learning_rate)
+        return self.optimizer  # type: ignore[return-value]
+
+
+def matching_loss(
+    u: Potential, cost: Cost, x: Points, y: Points, *, statistic: Statistic = "U"
+) -> tuple[jax.Array, jax.Array, Points, Points]:
+    """Energy distances of `T♯μ` to `ν` and of `S♯ν` to `μ`, and the images `T(x)`, `S(y)` (NCF, eq. for MMD)."""
+    images = jax.vmap(lambda x: forward_map(u, cost, x))(x)
+    preimages = jax.vmap(lambda y: backward_map(u, cost, y))(y)
+    forward = energy_distance(images, y, statistic=statistic)
+    backward = energy_distance(preimages, x, statistic=statistic)
+    return forward, backward, images, preimages
+
+
+def path_points(
+    x: Points, images: Points, y: Points, preimages: Points, key: Key, n: int
+) -> tuple[jax.Array, Points]:
+    """`n` times and places on the current characteristics, half from either side, held fixed.
+
+    In high dimension a box is empty: its points never come near the paths, while the map is used on the paths only.
+    """
+    time_key, x_key, y_key = jax.random.split(key, 3)
+    t = jax.random.uniform(time_key, (n,), x.dtype)
+    half = n // 2
+    i = jax.random.randint(x_key, (half,), 0, len(x))
+    j = jax.random.randint(y_key, (n - half,), 0, len(y))
+    s, r = t[:half, None], 1.0 - t[half:, None]
+    z = jnp.concatenate(
+        [x[i] + s * (images[i] - x[i]), y[j] + r * (preimages[j] - y[j])]
+    )
+    return t, jax.lax.stop_gradient(z)
+
+
+def box_points(box: jax.Array, key: Key, n: int) -> tuple[jax.Array, Points]:
+    """`n` uniform times and places in `box = (lower, upper)`, shape (2, d), as published."""
+    time_key, place_key = jax.random.split(key)
+    t = jax.random.uniform(time_key, (n,), box.dtype)
+    unit = jax.random.uniform(place_key, (n, box.shape[1]), box.dtype)
+    return t, box[0][None] + unit * (box[1] - box[0])[None]
+
+
+def _average(averaged: Potential, network: Potential, step: jax.Array, decay: float) -> Potential:
+    # The window grows with the step, so the average forgets the initial weights.
+    k = step.astype(jnp.float32)
+    rate = 1.0 - jnp.minimum(decay, (1.0 + k) / (10.0 + k)) if decay else jnp.ones(())
+    return jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), averaged, network)
+
+
+def _with_base(base: GaussianPotential | None, network: Potential) -> Potential:
+    return network if base is None else SumPotential(base, network)
+
+
+def _cast(module: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), module)
+
+
+def _check_options(method: CharacteristicMethod) -> None:
+    def expect(ok: bool, name: str, what: str) -> None:
+        if not ok:
+            raise InputError(f"Expected {name} to be {what}, found {getattr(method, name)!r}.")
+
+    for name in ("steps", "batch_size", "collocation_size"):
+        value = getattr(method, name)
+        expect(
+            isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 2,
+            name,
+            "a whole number >= 2",
+        )
+    for name in ("hj_weight", "matching_weight"):
+        expect(_is_number(getattr(method, name)) and getattr(method, name) >= 0.0, name, ">= 0")
+    expect(
+        _is_number(method.learning_rate) and 0.0 < method.learning_rate < 10.0,
+        "learning_rate",
+        "between 0 and 10",
+    )
+    expect(
+        _is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)"
+    )
+    expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
+    expect(method.schedule in ("cosine", "constant"), "schedule", "cosine or constant")
+    expect(method.statistic in ("U", "V"), "statistic", "'U' or 'V'")
+    expect(
+        isinstance(method.network, eqx.Module) or method.network in _NETWORKS,
+        "network",
+        f"an equinox module u(t, x) or one of {', '.join(_NETWORKS)}",
+    )
+    expect(
+        isinstance(method.optimizer, optax.GradientTransformation)
+        or method.optimizer in ("adam", "muon"),
+        "optimizer",
+        "adam, muon or an optax.GradientTransformation",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from brenier.networks._activations import activation
+from brenier.typing import Key, Point, Scalar
+
+
+class DenseQuadratic(eqx.Module):
+    """The "DenseICNN" of the Wasserstein-2 benchmark without its convexity constraint, with time as an input.
+
+    With `z = (t, x)` and quadratic skips `Q_l(z) = (A_l z)² + B_l z + b_l` (rank one per unit, entrywise square),
+
+        h_1 = Q_1(z),    h_l = σ(W_l h_{l-1} + Q_l(z)),    u(t, x) = w · h_L.
+
+    The first layer has no activation: quadratic potentials, hence affine maps, are represented exactly.
+
+    Args:
+        widths: three in the papers, `(max(2d, 64), max(2d, 64), max(d, 32))` by default.
+
+    References:
+        Korotin et al., *Do Neural Optimal Transport Solvers Work?*, NeurIPS 2021, appendix B; NCF, section 4.
+
+    Example:
+        >>> u = DenseQuadratic(8, key=jax.random.key(0))
+        >>> u(jnp.asarray(0.5), jnp.ones(8)).shape
+        ()
+    """
+
+    squared: tuple[Float[Array, "in out"], ...]
+    linear: tuple[Float[Array, "in out"], ...]
+    biases: tuple[Float[Array, "out"], ...]
+    hidden: tuple[Float[Array, "in out"], ...]
+    head: Float[Array, "width"]
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        widths: Sequence[int] | None = None,
+        *,
+        activation: str = "celu",
+        init_scale: float = 0.1,
+        key: Key,
+    ):
+        if widths is None:
+            widths = (max(2 * dim, 64), max(2 * dim, 64), max(dim, 32))
+        layers = range(len(widths))
+
+        def normal(purpose: int, layer: int, *shape: int):
+            layer_key = jax.random.fold_in(jax.random.fold_in(key, purpose), layer)
+            return init_scale * jax.random.normal(layer_key, shape)
+
+        self.squared = tuple(normal(0, i, dim + 1, widths[i]) for i in layers)
+        self.linear = tuple(normal(1, i, dim + 1, widths[i]) for i in layers)
+        self.biases = tuple(normal(2, i, widths[i]) for i in layers)
+        self.hidden = tuple(normal(3, i, widths[i], widths[i + 1]) for i in layers[:-1])
+        self.head = normal(4, 0, widths[-1])
+        self.activation = activation
+
+    def __call__(self, t: Scalar, x: Point) -> Scalar:
+        act = activation(self.activation)
+        z = jnp.concatenate([t[None], x])
+        skips = [
+            (z @ squared) ** 2 + z @ linear + bias
+            for squared, linear, bias in zip(self.squared, self.linear, self.biases, strict=True)
+        ]
+        h = skips[0]
+        for weight, skip in zip(self.hidden, skips[1:], strict=True):
+            h = act(h @ weight + skip)
+        return h @ self.head

@@ -1,0 +1,456 @@
+"""Files of points: NumPy, text tables, Parquet and AnnData, read and written by blocks of rows.
+
+A path may carry a key where a file holds several arrays: `cells.h5ad:X_pca`, `samples.npz:source`.
+Every defect of a file is one `InputError` naming the file and, in a table, the line and column.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import itertools
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from brenier.errors import BrenierError, InputError, OutputError
+from brenier.samplers import check_points
+
+BLOCK_ROWS = 65_536
+"""Rows held in memory at a time by `read_blocks`."""
+
+PathLike = str | os.PathLike[str]
+Blocks = Iterator[np.ndarray]
+
+_TYPES = ".npy, .npz, .csv, .tsv, .parquet or .h5ad"
+_EXTRAS = {"pyarrow": "parquet", "pyarrow.parquet": "parquet", "anndata": "anndata"}
+
+
+def read_points(path: PathLike) -> np.ndarray:
+    """Read points, one a row, as an array of shape `(n, d)`.
+
+    A `.npy` file of float32 or float64 numbers stays on disk (memory-mapped); the rest is loaded.
+
+    Args:
+        path: `.npy`; `.npz` (its only array, or the one named in `file.npz:name`); `.csv` or
+            `.tsv` (with or without a line of column names); `.parquet` (needs the `parquet`
+            extra); `.h5ad` (needs the `anndata` extra; `X`, or the entry of `obsm` named in
+            `file.h5ad:X_pca`).
+
+    Returns:
+        Finite float32 or float64 numbers, at least one row and one column. Integers become float64
+        and float16 becomes float32.
+
+    Raises:
+        InputError: the file is missing, a folder, unreadable, empty, damaged, of another type than
+            its name says, not two-dimensional, not numeric, ragged, or holds NaN or infinity.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_points(f"{folder}/a.csv", np.eye(2))
+        ...     read_points(f"{folder}/a.csv").tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    file, _ = _locate(path)
+    if file.suffix.lower() == ".npy":
+        array = _map_npy(file)
+        if array.dtype in (np.float32, np.float64) and array.dtype.isnative:
+            for _ in _checked(path, _slices(array, BLOCK_ROWS)):
+                pass
+            return array
+    return np.concatenate(list(read_blocks(path)))
+
+
+def read_blocks(path: PathLike, rows: int = BLOCK_ROWS) -> Blocks:
+    """Read points as `read_points` does, in successive arrays of at most `rows` rows.
+
+    Memory does not grow with the number of points for `.npy`, `.csv`, `.tsv`, `.parquet` and the
+    `X` of an `.h5ad`; an array of an `.npz` or of `obsm` is loaded whole.
+
+    Args:
+        path: as in `read_points`.
+        rows: largest number of rows of a block.
+
+    Returns:
+        An iterator over arrays of shape `(m, d)` with `m <= rows`.
+
+    Raises:
+        InputError: as in `read_points`, at the latest when the faulty block is reached.
+    """
+    file, key = _locate(path)
+    return _checked(path, _READERS[file.suffix.lower()](file, key, rows))
+
+
+def write_points(path: PathLike, points: np.ndarray | Iterable[np.ndarray]) -> None:
+    """Write points atomically: an error or a kill at any moment leaves the old file or the new one.
+
+    Args:
+        path: `.npy`, `.npz` (the array is named `points`), `.csv`, `.tsv`, `.parquet` or `.h5ad`.
+            Tables have columns `x0`, `x1`, ..., and text has the shortest decimals that read back
+            as the same numbers.
+        points: an array of shape `(n, d)`, or its successive blocks of rows, which are then never
+            held together (except for `.npz` and `.h5ad`). An array of shape `(times, n, d)` fits
+            in `.npy` and `.npz` only.
+
+    Raises:
+        InputError: the file type is unknown or cannot hold an array of this shape.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    check_points_output(path)
+    blocks = iter([points] if isinstance(points, np.ndarray) else points)
+    first = next(blocks, None)
+    if first is None or first.size == 0:
+        raise InputError(f"Expected at least one point to write to '{path}', found none.")
+    suffix = path.suffix.lower()
+    if first.ndim != 2 and (first.ndim != 3 or suffix not in (".npy", ".npz")):
+        raise InputError(
+            f"Expected an array of shape (n, d) for '{path}', found shape {first.shape}; "
+            "only .npy and .npz hold arrays of shape (times, n, d)."
+        )
+    with _atomic_open(path) as handle:
+        _WRITERS[suffix](handle, itertools.chain([first], blocks))
+
+
+def check_output(path: PathLike) -> None:
+    """Make sure, before long work starts, that its result can be written to `path`.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or `path` is not an ordinary file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        # Writing renames a finished file to `path`, which would replace a device such as /dev/null.
+        raise OutputError(
+            f"Cannot write '{path}': expected the name of a file, found a folder or a device; "
+            "choose another name."
+        )
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"Cannot write '{path}': '{path.parent}' is not an existing folder; "
+            "create it or choose another."
+        )
+    with _writing(path):
+        probe = _temporary(path)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def check_points_output(path: PathLike) -> None:
+    """`check_output` for a file of points: of a known type, whose extra must be installed."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _WRITERS:
+        raise InputError(f"Expected an output file of type {_TYPES}, found '{path}'; rename it.")
+    if suffix == ".parquet":
+        _optional("pyarrow.parquet", path)
+    elif suffix == ".h5ad":
+        _optional("anndata", path)
+    check_output(path)
+
+
+def _locate(path: PathLike) -> tuple[Path, str | None]:
+    """The file and the key within it (`file.npz:key`), or the reason why it cannot hold points."""
+    file, key = Path(path), None
+    keyed = re.fullmatch(r"(.+\.(?:npz|h5ad)):(.+)", str(path), re.IGNORECASE)
+    if keyed and not file.exists():
+        file, key = Path(keyed[1]), keyed[2]
+    if file.suffix.lower() not in _READERS:
+        raise InputError(f"Expected a file of points of type {_TYPES}, found '{file}'; convert it.")
+    if not file.exists():
+        raise InputError(f"Expected a file of points, found no '{file}'; check the path.")
+    if not file.is_file():
+        raise InputError(f"Expected a file of points, found a folder or a device at '{file}'.")
+    if file.stat().st_size == 0:
+        raise InputError(f"Expected points in '{file}', found an empty file; write it again.")
+    return file, key
+
+
+def _checked(path: PathLike, blocks: Iterable[Any]) -> Blocks:
+    """The blocks as finite float32 or float64 arrays of shape `(m, d)`."""
+    done = 0
+    for block in blocks:
+        name = f"'{path}'" if done == 0 else f"'{path}' from row {done} on"
+        yield check_points(block, name, min_points=0)
+        done += len(block)
+    if done == 0:
+        raise InputError(f"Expected points in '{path}', found no rows; write it again.")
+
+
+def _slices(array: Any, rows: int) -> Iterator[Any]:
+    # Also of an array that is no matrix, whose shape `_checked` then names.
+    whole = array.ndim == 0 or array.shape[0] == 0
+    return iter([array]) if whole else (array[i : i + rows] for i in range(0, len(array), rows))
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever a parser throws at a damaged or foreign file becomes one `InputError`."""
+    try:
+        yield
+    except (BrenierError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise InputError(f"Cannot read '{file}': permission denied; check its rights.") from error
+    except Exception as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"Expected a {file.suffix.lower()} file of points at '{file}', found a damaged one or "
+            f"one of another type ({detail[:200]}); write it again or correct its name."
+        ) from error
+
+
+def _optional(module: str, file: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        extra = _EXTRAS[module]
+        raise InputError(
+            f"Expected {module.partition('.')[0]} to be installed for '{file}', found it missing; "
+            f"try `pip install 'brenier[{extra}]'`."
+        ) from error
+
+
+# Readers: (file, key, rows) -> blocks
+
+
+def _map_npy(file: Path) -> np.ndarray:
+    with _reading(file):
+        return np.lib.format.open_memmap(file, mode="r")
+
+
+def _read_npy(file: Path, key: str | None, rows: int) -> Iterator[Any]:
+    return _slices(_map_npy(file), rows)
+
+
+def _read_npz(file: Path, key: str | None, rows: int) -> Iterator[Any]:
+    with _reading(file), np.load(file, allow_pickle=False) as archive:
+        names = ", ".join(archive.files) or "none"
+        if key is None and len(archive.files) != 1:
+            raise InputError(
+                f"Expected one array in '{file}', found {names}; choose one as '{file}:name'."
+            )
+        if key is not None and key not in archive.files:
+            raise InputError(f"Expected an array '{key}' in '{file}', found {names}.")
+        array = archive[key or archive.files[0]]
+    return _slices(array, rows)
+
+
+def _read_table(file: Path, rows: int, delimiter: str) -> Iterator[np.ndarray]:
+    with _reading(file), open(file, encoding="utf-8-sig", newline="") as handle:
+        lines = ((number, line) for number, line in enumerate(handle, 1) if line.strip())
+        head = list(itertools.islice(lines, 2))
+        if not head:
+            return
+        columns, named = _header(file, head, delimiter)
+        lines = itertools.chain(head[named:], lines)
+        while block := list(itertools.islice(lines, rows)):
+            yield _parse(file, block, delimiter, columns)
+
+
+def _header(file: Path, head: list[tuple[int, str]], delimiter: str) -> tuple[int, bool]:
+    """The number of columns, and whether the first line holds their names."""
+    cells, *following = (_cells(line, delimiter) for _, line in head)
+    if any(map(_is_number, cells)):
+        # Column names 0, 1, 2, ... (a data frame made from a bare array) over decimal fractions.
+        counted = cells == [str(i) for i in range(len(cells))]
+        return len(cells), counted and any("." in cell for cell in itertools.chain(*following))
+    if len(cells) > 1 and not cells[0].strip():
+        raise InputError(
+            f"Expected a name for every column in '{file}', found none for the first, which looks "
+            "like an index of rows; write the file without it (pandas: index=False)."
+        )
+    return len(cells), True
+
+
+def _parse(file: Path, lines: list[tuple[int, str]], delimiter: str, columns: int) -> np.ndarray:
+    texts = [text for _, text in lines]
+    with contextlib.suppress(ValueError):
+        block = np.loadtxt(texts, delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
+        if block.shape[1] == columns and np.isfinite(block).all():
+            return block
+    # loadtxt is fast but does not know the line of the file; find the culprit again, slowly.
+    for number, text in lines:
+        cells = _cells(text, delimiter)
+        if len(cells) != columns:
+            raise InputError(
+                f"Expected {columns} columns in every line of '{file}', "
+                f"found {len(cells)} in line {number}."
+            )
+        for column, cell in enumerate(cells, 1):
+            if not _is_number(cell) or not math.isfinite(float(cell)):
+                raise InputError(
+                    f"Expected a finite number in line {number}, column {column} of '{file}', "
+                    f"found {cell[:40]!r}; correct or remove it."
+                )
+    raise InputError(f"Expected lines of {columns} plain numbers in '{file}', found others.")
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray]:
+    parquet = _optional("pyarrow.parquet", file)
+    arrow = _optional("pyarrow", file)
+    with _reading(file), parquet.ParquetFile(file) as table:
+        for column in table.schema_arrow:
+            kind = column.type
+            if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
+                raise InputError(
+                    f"Expected columns of numbers in '{file}', found column '{column.name}' of "
+                    f"type {kind}; write the coordinates only (pandas: index=False)."
+                )
+            if column.name.startswith("__index_level_"):
+                raise InputError(
+                    f"Expected columns of coordinates in '{file}', found an index of rows "
+                    f"('{column.name}'); write the file without it (pandas: index=False)."
+                )
+        for batch in table.iter_batches(batch_size=rows):
+            # A missing value comes out as NaN, which the check of the block names.
+            yield np.column_stack([c.to_numpy(zero_copy_only=False) for c in batch.columns])
+
+
+def _read_h5ad(file: Path, key: str | None, rows: int) -> Iterator[Any]:
+    anndata = _optional("anndata", file)
+    with _reading(file):
+        cells = anndata.read_h5ad(file, backed="r")
+        try:
+            if key is not None and key not in cells.obsm:
+                raise InputError(
+                    f"Expected an entry '{key}' of obsm in '{file}', "
+                    f"found {', '.join(cells.obsm) or 'none'}."
+                )
+            array: Any = cells.X if key is None else cells.obsm[key]
+            if array is None:
+                raise InputError(
+                    f"Expected a matrix X in '{file}', found none; "
+                    f"choose an entry of obsm as '{file}:name'."
+                )
+            for start in range(0, array.shape[0], rows):
+                block = array[start : start + rows]
+                yield block.toarray() if hasattr(block, "toarray") else block
+        finally:
+            cells.file.close()
+
+
+_READERS: dict[str, Callable[[Path, str | None, int], Iterator[Any]]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".csv": lambda file, key, rows: _read_table(file, rows, ","),
+    ".tsv": lambda file, key, rows: _read_table(file, rows, "\t"),
+    ".parquet": _read_parquet,
+    ".h5ad": _read_h5ad,
+}
+
+
+# Writers: (binary handle, blocks) -> None
+
+
+def _write_npy(handle: IO[bytes], blocks: Blocks) -> None:
+    first = next(blocks)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": first.shape,
+    }
+    # The number of rows is known at the end only; numpy pads headers so that they can be rewritten.
+    np.lib.format.write_array_header_2_0(handle, header)
+    size, rows = handle.tell(), 0
+    for block in itertools.chain([first], blocks):
+        handle.write(np.ascontiguousarray(block, dtype=first.dtype).data)
+        rows += len(block)
+    handle.seek(0)
+    np.lib.format.write_array_header_2_0(handle, header | {"shape": (rows, *first.shape[1:])})
+    if handle.tell() != size:
+        raise OutputError("Expected the header of a .npy file to keep its size, found it grown.")
+
+
+def _write_npz(handle: IO[bytes], blocks: Blocks) -> None:
+    np.savez(handle, points=np.concatenate(list(blocks)))
+
+
+def _write_table(handle: IO[bytes], blocks: Blocks, delimiter: str) -> None:
+    first = next(blocks)
+    handle.write((delimiter.join(_names(first)) + "\n").encode())
+    for block in itertools.chain([first], blocks):
+        rows = map(delimiter.join, block.astype(str).tolist())
+        handle.write(("\n".join(rows) + "\n").encode())
+
+
+def _write_parquet(handle: IO[bytes], blocks: Blocks) -> None:
+    arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    first = next(blocks)
+    schema = arrow.schema([(name, arrow.from_numpy_dtype(first.dtype)) for name in _names(first)])
+    with parquet.ParquetWriter(handle, schema) as writer:
+        for block in itertools.chain([first], blocks):
+            writer.write_table(arrow.table(list(np.ascontiguousarray(block.T)), schema=schema))
+
+
+def _write_h5ad(handle: IO[bytes], blocks: Blocks) -> None:
+    anndata, h5py = importlib.import_module("anndata"), importlib.import_module("h5py")
+    with h5py.File(handle, "w") as file:
+        anndata.io.write_elem(file, "/", anndata.AnnData(np.concatenate(list(blocks))))
+
+
+def _names(block: np.ndarray) -> list[str]:
+    return [f"x{i}" for i in range(block.shape[1])]
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Blocks], None]] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".csv": lambda handle, blocks: _write_table(handle, blocks, ","),
+    ".tsv": lambda handle, blocks: _write_table(handle, blocks, "\t"),
+    ".parquet": _write_parquet,
+    ".h5ad": _write_h5ad,
+}
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+@contextlib.contextmanager
+def _atomic_open(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` when the block ends well, and vanishes otherwise."""
+    target = Path(os.path.realpath(path))
+    temporary = _temporary(target)
+    with _writing(path):
+        try:
+            with open(temporary, "x+b") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrenierError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write '{path}': {error.strerror or error}; "
+            "choose a writable folder with enough free space."
+        ) from error

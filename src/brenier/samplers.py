@@ -1,0 +1,312 @@
+"""Where samples come from: arrays in memory, memory-mapped files, or a function of a key.
+
+`as_sampler` decides; `check_points` is the one place where point arrays are validated.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brenier.errors import InputError
+from brenier.typing import Key
+
+Encode = Callable[[Any], Any]
+
+_CHECKED_ROWS = 100_000
+
+
+def check_points(x: Any, name: str = "x", *, min_points: int = 1) -> np.ndarray:
+    """An array of points as float32 or float64 of shape (n, d), or one clear sentence.
+
+    Lists, integers, booleans, float16, pandas frames, read-only and non-contiguous arrays are accepted;
+    float64 stays float64, float32 and float16 become float32, integers float64.
+
+    Raises:
+        InputError: not numeric, complex, not 2-D, no columns, fewer than `min_points` rows, NaN or infinite values.
+    """
+    if hasattr(x, "toarray"):
+        raise InputError(f"{name} is a sparse matrix; pass {name}.toarray().")
+    try:
+        array = np.asarray(x)
+        if array.dtype == object:
+            array = array.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"Expected {name} to be a numeric array of shape (n, d); it cannot be converted ({error})."
+        ) from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(
+            f"Expected {name} to hold real numbers, found dtype {array.dtype}; convert it to float."
+        )
+    if array.ndim != 2:
+        hint = f" Use {name}.reshape(-1, 1) for points on a line." if array.ndim == 1 else ""
+        raise InputError(f"Expected {name} of shape (n, d), found shape {array.shape}.{hint}")
+    n, dim = array.shape
+    if dim == 0 or n < min_points:
+        raise InputError(
+            f"Expected {name} with at least {min_points} points and one column, found shape {array.shape}."
+        )
+    dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
+    array = np.asarray(array, dtype)
+    check_finite(array, name)
+    return array
+
+
+def check_finite(array: np.ndarray, name: str) -> None:
+    """Raise `InputError` naming the first row with a NaN, infinite or unusably large value."""
+    # Squares of the values must be finite in float64; nothing physical comes near.
+    bad = ~(np.abs(array) < 1e150) if array.dtype == np.float64 else ~np.isfinite(array)
+    if bad.any():
+        rows = np.flatnonzero(bad.any(axis=1))
+        raise InputError(
+            f"{name} has NaN, infinite or overflowing values in {len(rows)} of {len(array)} rows "
+            f"(first: row {rows[0]}); remove or impute them."
+        )
+
+
+def check_spread(array: np.ndarray, name: str) -> None:
+    """Raise `InputError` when all points are equal: a map can neither split nor leave a single point."""
+    if len(array) > 1 and (array == array[0]).all():
+        raise InputError(
+            f"All {len(array)} points of {name} are equal; a transport map needs two distributions with spread."
+        )
+
+
+class Sampler(abc.ABC):
+    """Independent samples of one distribution.
+
+    Attributes:
+        dim: d.
+        size: the number of points behind it, `None` for a function.
+        dtype: of the points as given.
+    """
+
+    dim: int
+    size: int | None
+    dtype: np.dtype
+
+    @abc.abstractmethod
+    def draw(self, keys: Key, n: int) -> jax.Array:
+        """One batch per key, shape (len(keys), min(n, size), d).
+
+        A set of at most `n` points is returned whole every time: a full batch has no sampling noise.
+        """
+
+    @abc.abstractmethod
+    def pool(self, n: int, seed: int) -> np.ndarray:
+        """Up to `n` distinct points on the host, for moments, bounding boxes and validation."""
+
+    @abc.abstractmethod
+    def split(self, n: int, seed: int) -> tuple[Sampler, np.ndarray]:
+        """A sampler of the rest and `n` held-out points, disjoint where the set is finite."""
+
+    @abc.abstractmethod
+    def encoded(self, encode: Encode, dtype: Any) -> Sampler:
+        """The same distribution seen through a change of coordinates, in the given dtype."""
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """A short hash that changes when the data change."""
+
+    def batch(self, n: int) -> int:
+        """The number of points `draw` returns when asked for `n`."""
+        return n if self.size is None else min(n, self.size)
+
+
+class ArraySampler(Sampler):
+    """Uniform draws, with replacement, from the rows of an array in memory."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self.size, self.dim = array.shape
+        self.dtype = array.dtype
+        self._device: jax.Array | None = None
+
+    def draw(self, keys: Key, n: int) -> jax.Array:
+        if self._device is None:
+            self._device = jnp.asarray(self.array)
+        return _draw_rows(self._device, keys, self.batch(n))
+
+    def pool(self, n: int, seed: int) -> np.ndarray:
+        if n >= len(self.array):
+            return self.array
+        return self.array[np.random.default_rng(seed).choice(len(self.array), n, replace=False)]
+
+    def split(self, n: int, seed: int) -> tuple[ArraySampler, np.ndarray]:
+        order = np.random.default_rng(seed).permutation(len(self.array))
+        return ArraySampler(self.array[order[n:]]), self.array[order[:n]]
+
+    def encoded(self, encode: Encode, dtype: Any) -> ArraySampler:
+        return ArraySampler(np.asarray(encode(self.array), dtype))
+
+    def digest(self) -> str:
+        return _hash(np.ascontiguousarray(self.array).tobytes(), str(self.array.dtype))
+
+
+class MemmapSampler(Sampler):
+    """Uniform draws, with replacement, from a memory-mapped `.npy` file; only the rows drawn are read."""
+
+    def __init__(
+        self,
+        array: np.memmap,
+        encode: Encode | None = None,
+        dtype: Any = None,
+        held_out: np.ndarray | None = None,
+        name: str = "source",
+    ):
+        self._array, self._encode, self._name = array, encode, name
+        # Sorted held-out rows minus their rank: row i of the rest is i plus the number of entries <= i.
+        self._held_out = np.zeros(0, np.int64) if held_out is None else held_out
+        self.size, self.dim = len(array) - len(self._held_out), array.shape[1]
+        self.dtype = np.dtype(dtype or (np.float64 if array.dtype == np.float64 else np.float32))
+
+    def _rows(self, index: np.ndarray) -> np.ndarray:
+        index = index + np.searchsorted(self._held_out, index, side="right")
+        order = np.argsort(index)  # Reading in file order keeps the disk's read-ahead useful.
+        rows = np.empty((len(index), self.dim), np.promote_types(self._array.dtype, np.float32))
+        rows[order] = self._array[index[order]]
+        check_finite(rows, self._name)
+        return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
+
+    def draw(self, keys: Key, n: int) -> jax.Array:
+        n = self.batch(n)
+        if n == self.size:
+            everything = self._rows(np.arange(n))
+            return jnp.broadcast_to(everything, (len(keys), *everything.shape))
+        seeds = np.asarray(jax.random.key_data(keys))
+        return jnp.asarray(
+            np.stack(
+                [self._rows(np.random.default_rng(s).integers(self.size, size=n)) for s in seeds]
+            )
+        )
+
+    def pool(self, n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        if n >= self.size:
+            return self._rows(np.arange(self.size))
+        return self._rows(rng.choice(self.size, n, replace=False, shuffle=False))
+
+    def split(self, n: int, seed: int) -> tuple[MemmapSampler, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(self.size, n, replace=False, shuffle=False))
+        held_out = self._rows(rows)
+        rest = rows - np.arange(n)
+        return MemmapSampler(self._array, self._encode, self.dtype, rest, self._name), held_out
+
+    def encoded(self, encode: Encode, dtype: Any) -> MemmapSampler:
+        return MemmapSampler(self._array, encode, dtype, self._held_out, self._name)
+
+    def digest(self) -> str:
+        return _hash(self.pool(4096, 0).tobytes(), f"{self._array.shape}{self._array.dtype}")
+
+
+class FunctionSampler(Sampler):
+    """Fresh samples from `function(key, n) -> (n, d)`; compiled when JAX can trace it, called eagerly otherwise."""
+
+    def __init__(
+        self,
+        function: Callable[[Key, int], Any],
+        encode: Encode | None = None,
+        dtype: Any = None,
+        name: str = "source",
+    ):
+        self._function, self._encode, self._name = function, encode, name
+        first = check_points(function(jax.random.key(0), 16), f"{name}(key, 16)")
+        if len(first) != 16:
+            raise InputError(
+                f"Expected {name}(key, n) to return n points; for n=16 it returned shape {first.shape}."
+            )
+        self.size, self.dim = None, first.shape[1]
+        self.dtype = np.dtype(dtype or first.dtype)
+        self._traceable = True
+        try:
+            jax.eval_shape(lambda key: self._batch(key, 16), jax.random.key(0))
+        except Exception:  # Whatever stops the trace, the eager call below just worked.
+            self._traceable = False
+        self._draws: dict[int, Callable[[Key], jax.Array]] = {}
+
+    def _batch(self, key: Key, n: int) -> jax.Array:
+        x = jnp.asarray(self._function(key, n))
+        return jnp.asarray(x if self._encode is None else self._encode(x), self.dtype)
+
+    def draw(self, keys: Key, n: int) -> jax.Array:
+        if not self._traceable:
+            return jnp.stack([self._batch(key, n) for key in keys])
+        if n not in self._draws:
+            self._draws[n] = jax.jit(jax.vmap(lambda key: self._batch(key, n)))
+        return self._draws[n](keys)
+
+    def pool(self, n: int, seed: int) -> np.ndarray:
+        return check_points(self._batch(jax.random.key(seed), n), f"{self._name}(key, {n})")
+
+    def split(self, n: int, seed: int) -> tuple[FunctionSampler, np.ndarray]:
+        return self, self.pool(n, seed)
+
+    def encoded(self, encode: Encode, dtype: Any) -> FunctionSampler:
+        return FunctionSampler(self._function, encode, dtype, self._name)
+
+    def digest(self) -> str:
+        return _hash(self.pool(64, 0).tobytes(), "function")
+
+
+def as_sampler(data: Any, name: str = "source") -> Sampler:
+    """A `Sampler` from what a user has.
+
+    Args:
+        data: an array-like (n, d) with at least two points; a memory-mapped array or a path to a `.npy` file
+            (then mapped); a function `(key, n) -> (n, d)`, traceable by JAX or not; or a `Sampler`.
+        name: used in error messages.
+
+    Raises:
+        InputError: see `check_points`; a missing or unreadable file; all points equal.
+    """
+    if isinstance(data, Sampler):
+        return data
+    if isinstance(data, str | os.PathLike):
+        data = _map_file(data, name)
+    if isinstance(data, np.memmap):
+        if data.ndim != 2 or len(data) < 2 or data.dtype.kind not in "fiu":
+            raise InputError(
+                f"Expected {name} to map a real array of shape (n, d), n >= 2; "
+                f"found shape {data.shape}, dtype {data.dtype}."
+            )
+        sampler = MemmapSampler(data, name=name)
+        check_spread(sampler.pool(_CHECKED_ROWS, 0), name)
+        return sampler
+    if callable(data):
+        return FunctionSampler(data, name=name)
+    array = check_points(data, name, min_points=2)
+    check_spread(array, name)
+    return ArraySampler(array)
+
+
+def _map_file(path: str | os.PathLike[str], name: str) -> np.memmap:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{name}: no file at {os.fspath(path)}.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{name}: {os.fspath(path)} is not a readable .npy file ({error})."
+        ) from None
+
+
+@partial(jax.jit, static_argnums=2)
+def _draw_rows(array: jax.Array, keys: Key, n: int) -> jax.Array:
+    if n == len(array):
+        return jnp.broadcast_to(array, (len(keys), *array.shape))
+    rows = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, len(array)))(keys)
+    return array[rows]
+
+
+def _hash(data: bytes, kind: str) -> str:
+    return hashlib.sha256(kind.encode() + data).hexdigest()[:16]

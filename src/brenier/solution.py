@@ -1,0 +1,58 @@
+"""The result of a fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from brenier.transport import Transport
+from brenier.typing import Potential
+
+STATUS = {
+    "matched": "the held-out energy distance reached the noise band of same-distribution samples",
+    "stalled": "the held-out energy distance stopped improving",
+    "completed": "all planned steps were done",
+    "time_budget": "the time budget was used",
+    "stopped": "a callback asked to stop",
+    "interrupted": "it was interrupted from the keyboard; this is the best map so far",
+    "diverged": "the loss became non-finite; this is the last good map",
+}
+"""Why a fit ended, in words."""
+
+
+class Metadata(dict[str, Any]):
+    """JSON-able facts about a fit, hashable so that a `Solution` can be an argument of a jitted function."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
+class Solution(eqx.Module):
+    """A transport, how it was found, and how good it is on samples it did not see.
+
+    Attributes:
+        transport: forward, inverse, interpolate, velocity, trajectory.
+        history: one array per column (`step`, `loss`, ... per chunk; `score_step`, `score` per validation).
+        status: one of `STATUS`.
+        message: the status and the held-out scores in one or two plain sentences.
+        scores: held-out energy distances `energy_forward` (T♯μ against ν) and `energy_backward` (S♯ν against μ),
+            their noise bands `band_*` (95 % quantile between samples of one distribution of the same sizes),
+            the same for the linear map `linear_*`, and `round_trip` = `E|S(T(x)) - x|² / Var(μ)`.
+            Empty when nothing was held out.
+        info: method, seed, dimension, versions, device, timings in seconds, data hash.
+    """
+
+    transport: Transport
+    history: dict[str, np.ndarray]
+    status: str = eqx.field(static=True)
+    message: str = eqx.field(static=True)
+    scores: Metadata = eqx.field(static=True)
+    info: Metadata = eqx.field(static=True)
+
+    @property
+    def potential(self) -> Potential:
+        """`u(t, x)` on one point, in the units of the data."""
+        return self.transport.potential

@@ -1,0 +1,173 @@
+"""What a fit gives back: the map, its inverse, every moment in between, and the potential behind them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brenier.coordinates import Frame, FramedPotential
+from brenier.costs import Cost
+from brenier.errors import InputError
+from brenier.hamiltonian import velocity
+from brenier.samplers import check_points
+from brenier.typing import ArrayLike, Potential
+
+CHUNK = 16_384
+"""Points evaluated at once: bounds the memory of every call, large enough to keep two cores busy."""
+
+
+class Transport(eqx.Module):
+    """The maps of one solved problem.
+
+    Every method takes points of shape (n, d) and works through them in chunks, so memory beyond input and output
+    does not grow with n. numpy in, numpy out, with the digits of float64 input kept; a `jax.Array` in, one out, and
+    the call may then be jitted, vmapped and differentiated.
+    """
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """d."""
+
+    @property
+    @abc.abstractmethod
+    def potential(self) -> Potential:
+        """`u(t, x)` on one point, in the coordinates and units of the data."""
+
+    @abc.abstractmethod
+    def forward(self, x: ArrayLike) -> ArrayLike:
+        """`T(x)`: source points (n, d) to where they end at time 1."""
+
+    @abc.abstractmethod
+    def inverse(self, y: ArrayLike) -> ArrayLike:
+        """`S(y)`: target points (n, d) to where they were at time 0."""
+
+    @abc.abstractmethod
+    def interpolate(self, x: ArrayLike, t: float) -> ArrayLike:
+        """Where source points (n, d) are at time `t` in [0, 1]."""
+
+    @abc.abstractmethod
+    def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
+        """`v(t, x)` at points (n, d), in units of the data per unit time."""
+
+    @abc.abstractmethod
+    def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
+        """Source points (n, d) at each of `times`, shape (len(times), n, d)."""
+
+
+class CharacteristicTransport(Transport):
+    """Maps in closed form from one potential: characteristics are straight lines.
+
+    `T(x) = x + ∇H(∇u(0, x))`, `S(y) = y - ∇H(∇u(1, y))` (NCF, section 3). No ODE is solved.
+
+    Attributes:
+        network: the potential `w(t, z)` in the frame's coordinates.
+        frame: the change of coordinates.
+        cost: the cost in the frame's coordinates.
+    """
+
+    network: Potential
+    frame: Frame
+    cost: Cost
+
+    @property
+    def dim(self) -> int:
+        return self.frame.dim
+
+    @property
+    def potential(self) -> FramedPotential:
+        return FramedPotential(self.network, self.frame)
+
+    def forward(self, x: ArrayLike) -> ArrayLike:
+        return self._move(0.0, x, 1.0)
+
+    def inverse(self, y: ArrayLike) -> ArrayLike:
+        return self._move(1.0, y, -1.0)
+
+    def interpolate(self, x: ArrayLike, t: float) -> ArrayLike:
+        return self._move(0.0, x, check_time(t))
+
+    def interpolate_back(self, y: ArrayLike, t: float) -> ArrayLike:
+        """Where target points (n, d) were at time `t`: `y - (1 - t) ∇H(∇u(1, y))`."""
+        return self._move(1.0, y, check_time(t) - 1.0)
+
+    def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
+        t = check_time(t)
+        return _in_chunks(
+            lambda x: self.frame.displace(1.0, x, self._inner(t, x)) - x, self._checked(x)
+        )
+
+    def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
+        times = [check_time(t) for t in np.atleast_1d(times)]
+        x = self._checked(x)
+        end = self._move(0.0, x, 1.0)
+        stack = np.stack if isinstance(x, np.ndarray) else jnp.stack
+        return stack([x + t * (end - x) for t in times])
+
+    def _move(self, t: float, x: ArrayLike, elapsed: float) -> ArrayLike:
+        def move(x: ArrayLike) -> ArrayLike:
+            return self.frame.displace(elapsed, x, elapsed * self._inner(t, x))
+
+        return _in_chunks(move, self._checked(x))
+
+    def _inner(self, t: float, x: ArrayLike) -> ArrayLike:
+        """The velocity in the frame's coordinates at points in the user's."""
+        z = self.frame.encode(t, x)
+        if isinstance(x, np.ndarray):
+            return _padded_velocities(self.network, self.cost, t, np.asarray(z))
+        return _velocities(self.network, self.cost, jnp.asarray(t, z.dtype), z)
+
+    def _checked(self, x: ArrayLike) -> ArrayLike:
+        if isinstance(x, jax.Array):
+            if x.ndim != 2:
+                raise InputError(f"Expected points of shape (n, {self.dim}), found shape {x.shape}.")
+        else:
+            x = check_points(x, "points", min_points=0)
+        if x.shape[1] != self.dim:
+            raise InputError(
+                f"Expected points with {self.dim} columns, as this map was fitted on; found {x.shape[1]}."
+            )
+        return x
+
+
+def check_time(t: float) -> float:
+    """`t` as a float in [0, 1], or `InputError`."""
+    if not 0.0 <= t <= 1.0:
+        raise InputError(f"Expected a time between 0 (source) and 1 (target), found {t}.")
+    return float(t)
+
+
+def _in_chunks(move: Callable[[Any], Any], x: ArrayLike) -> ArrayLike:
+    if isinstance(x, np.ndarray):
+        out = np.empty(x.shape, x.dtype)
+        for start in range(0, len(x), CHUNK):
+            out[start : start + CHUNK] = move(x[start : start + CHUNK])
+        return out
+    if len(x) <= CHUNK:
+        return move(x)
+    whole = len(x) // CHUNK * CHUNK
+    head = jax.lax.map(move, x[:whole].reshape(-1, CHUNK, x.shape[1])).reshape(whole, -1)
+    return jnp.concatenate([head, move(x[whole:])]) if whole < len(x) else head
+
+
+@jax.jit
+def _velocities(network: Potential, cost: Cost, t: jax.Array, z: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda z: velocity(network, cost, t, z))(z)
+
+
+def _padded_velocities(network: Potential, cost: Cost, t: float, z: np.ndarray) -> np.ndarray:
+    """Rows padded to a power of two, so that few shapes are ever compiled."""
+    dtype = next(leaf.dtype for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf))
+    rows = max(16, 1 << (len(z) - 1).bit_length())
+    padded = np.zeros((rows, z.shape[1]), dtype)
+    padded[: len(z)] = z
+    return np.asarray(_velocities(network, cost, jnp.asarray(t, dtype), jnp.asarray(padded)))[
+        : len(z)
+    ]

@@ -1,0 +1,33 @@
+"""Settings every test runs under: float64, strict shapes, typed calls, pictures without a screen."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Dtype promotion stays "standard": optax multiplies its integer step count with floats, which
+# "strict" refuses in every optimiser.
+
+# Shapes and types in signatures are checked at every call while the tests run, and only then.
+jaxtyping.install_import_hook("brenier", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs between runs, in the test processes and the commands they start."""
+    if config.cache is not None:
+        directory = str(config.cache.mkdir("jax"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+        jax.config.update("jax_compilation_cache_dir", directory)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need an accelerator where there is none."""
+    if jax.default_backend() == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an accelerator; JAX found none"))
