@@ -1,11 +1,10 @@
 # `make demo` and `make test` work from a fresh clone with git, make and Python >= 3.11.
-# Variables: PYTHON=python3.12 (default: the first that fits), WORKERS=2 (test processes), ARGS="-k name".
+# Variables: PYTHON (the interpreter of a new .venv), WORKERS (test processes), ARGS (for pytest).
 
-SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTHON ?=
+PYTHON ?= python3.13 python3.12 python3.11 python3 python
 WORKERS ?= 0
 ARGS ?=
 
@@ -19,8 +18,8 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## fit a first map and write its pictures and report to demo-output/
 	$(BIN)/brenier demo --out demo-output
 
-test: $(VENV)/installed-dev  ## run the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+test: $(VENV)/installed-test  ## run the fast tests
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -51,13 +50,15 @@ $(VENV)/installed-%: $(VENV)/installed
 # A candidate on PATH may be a shim without a Python behind it, too old, or without venv: run it.
 $(BIN)/python:
 	@old= ; bare= ; \
-	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python); do \
+	for python in $(PYTHON); do \
 	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { old=$$version; continue; }; \
 	    "$$python" -c 'import ensurepip, venv' 2>/dev/null || { bare=$$python; continue; }; \
 	    exec "$$python" -m venv $(VENV); \
 	done; \
-	if [ "$$bare" ]; then echo "$$bare has no venv module: install it (Debian, Ubuntu: sudo apt install python3-venv) and try again." ; \
-	elif [ "$$old" ]; then echo "brenier needs Python >= 3.11, found $$old: install a newer one, or name it: make test PYTHON=/path/to/python3" ; \
-	else echo "brenier needs Python >= 3.11, found none: install one, or name it: make test PYTHON=/path/to/python3" ; fi >&2 ; \
+	if [ "$$bare" ]; then \
+	    echo "$$bare cannot make environments: install its venv module (Debian, Ubuntu: sudo apt install python3-venv) and try again."; \
+	else \
+	    echo "brenier needs Python >= 3.11; tried $(PYTHON), found $${old:-none}. Install one, or name it: make test PYTHON=/path/to/python3"; \
+	fi >&2; \
 	exit 1

@@ -7,14 +7,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import jaxtyping
 import pytest
+from beartype import BeartypeConf, beartype
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dtype promotion stays "standard": optax multiplies its integer step count with floats, which
 # "strict" refuses in every optimiser.
 
-# Shapes and types in signatures are checked at every call while the tests run, and only then.
-jaxtyping.install_import_hook("brenier", "beartype.beartype")
+# Shapes and types in signatures are checked at every call while the tests run, and only then. An int
+# may stand for a float, as everywhere in Python's typing. Modules that answer a wrong type with a
+# sentence of their own (fit, estimators, methods, ...) are left to do so.
+typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+CHECKED = ("coordinates", "costs", "datasets", "discrepancies", "gaussian", "hamiltonian", "networks")
+jaxtyping.install_import_hook([f"brenier.{name}" for name in CHECKED], f"{__name__}.typechecked")
 
 
 def pytest_configure(config: pytest.Config) -> None:

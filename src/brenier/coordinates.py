@@ -59,7 +59,7 @@ class Frame(eqx.Module):
         return len(self.source_center)
 
     @property
-    def drift(self) -> np.ndarray:
+    def drift(self) -> ArrayLike:
         """`q = c1 - c0`, the velocity of the frame."""
         return self.target_center - self.source_center
 
@@ -86,10 +86,13 @@ class Frame(eqx.Module):
         return c0 + t * q, scale
 
     @staticmethod
-    def _cast(x: ArrayLike, *constants: np.ndarray) -> tuple[ArrayLike, ...]:
+    def _cast(x: ArrayLike, *constants: ArrayLike) -> tuple[ArrayLike, ...]:
         if isinstance(x, np.ndarray):
             return constants
-        return tuple(jnp.asarray(c, x.dtype) for c in constants)
+        rows = (1,) * (x.ndim - 1)
+        return tuple(
+            jnp.asarray(c, x.dtype).reshape(rows + c.shape if c.ndim else ()) for c in constants
+        )
 
 
 class FramedPotential(eqx.Module):

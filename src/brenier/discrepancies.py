@@ -1,155 +1,311 @@
-"""Energy distance between two samples: the pairwise and the sliced estimator."""
+"""Energy distance between two samples, over all pairs of points or over random projections.
+
+Both estimators are losses and scores. Their gradient costs little more than their value: it is
+computed in the same pass, only for the sample that is being differentiated, and kept until the
+backward pass asks for it. They have reverse-mode derivatives only (`jax.grad`, not `jax.jvp`).
+"""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from brenier.errors import InputError
+from brenier.typing import ArrayLike, Key, Points, Scalar
 
 Statistic = Literal["U", "V"]
+"""Whether the distance of a point to itself is left out of the means ("U") or not ("V")."""
 
-_DIFFERENCES_UP_TO = 3
+_DIFFERENCES_UP_TO = 4
+"""Largest dimension where `|a - b|` is computed from differences: as fast there as a matrix
+product, and free of its cancellation, which is worst when close pairs are common."""
+
+_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+_Gradients = tuple[Array | None, Array | None]
+_T = TypeVar("_T")
 
 
 def energy_distance(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
+    x: ArrayLike, y: ArrayLike, *, statistic: Statistic = "U", chunk_size: int = 512
+) -> Scalar:
+    r"""Energy distance `2 E|X-Y| - E|X-X'| - E|Y-Y'|`, estimated from all pairs of points.
+
+    It is the squared maximum mean discrepancy of the kernel `-|a-b|`: never negative, and zero only
+    between equal laws. The U-statistic
+
+        2/(nm) Σ_ij |x_i-y_j| - 1/(n(n-1)) Σ_{i≠j} |x_i-x_j| - 1/(m(m-1)) Σ_{i≠j} |y_i-y_j|
+
+    is unbiased and may be negative. The V-statistic divides by `n²` and `m²`: it is the energy
+    distance of the two empirical measures, at least zero up to round-off, and biased upwards.
+
+    Time is O(nmd), memory O(max(n, m) (chunk_size + d)). Points that coincide, or that round-off
+    cannot tell apart, are at distance zero and pull on each other with zero force.
+
+    Args:
+        x: samples of the first law, shape `(n, d)`. At least two points for the U-statistic.
+        y: samples of the second, shape `(m, d)`.
+        statistic: "U" or "V".
+        chunk_size: rows of the distance matrix held in memory at a time. The result does not
+            depend on it, up to round-off.
+
+    Returns:
+        The estimate, in the units of the points; float64 if one of the samples is, else float32.
+
+    Raises:
+        InputError: too few points, shapes that do not match, or an unknown statistic.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0]])
+        >>> y = jnp.array([[2.0], [4.0]])
+        >>> float(energy_distance(x, y))  # 2 (2 + 4 + 1 + 3)/4 - 1 - 2
+        2.0
+        >>> float(energy_distance(x, y, statistic="V"))  # 2 (2 + 4 + 1 + 3)/4 - 1/2 - 1
+        3.5
+
+    Reference:
+        Székely & Rizzo 2013, "Energy statistics: A class of statistics based on distances",
+        equations 2.1 and 6.1; Sejdinovic et al. 2013, "Equivalence of distance-based and RKHS-based
+        statistics in hypothesis testing".
+    """
+    x, y = _samples(x, y, statistic)
+    if chunk_size < 1:
+        raise InputError(f"Expected chunk_size of at least 1, found {chunk_size}.")
+    return _differentiable(partial(_pairwise, statistic=statistic, chunk=chunk_size), x, y, ())
+
+
+def sliced_energy_distance(
+    x: ArrayLike,
+    y: ArrayLike,
     *,
+    key: Key,
+    projections: int = 64,
     statistic: Statistic = "U",
-    chunk_size: int = 512,
-) -> Float[Array, ""]:
-    r"""Energy distance `2 E|X-Y| - E|X-X'| - E|Y-Y'|` estimated from all pairs of points."""
-    _check(x, y, statistic)
-    dtype = jnp.result_type(x, y)
-    x, y = x.astype(dtype), y.astype(dtype)
-    centre = jax.lax.stop_gradient(0.5 * (jnp.mean(x, axis=0) + jnp.mean(y, axis=0)))
-    return _energy(x - centre[None, :], y - centre[None, :], statistic, chunk_size)
+) -> Scalar:
+    r"""Energy distance estimated by sorting the points along random directions.
+
+    For a uniform direction θ, `E|θ·z| = c_d |z|` with `c_d = Γ(d/2) / (√π Γ((d+1)/2))`. So the
+    energy distance of the projections, divided by `c_d` and averaged over directions, is an
+    unbiased estimate of `energy_distance(x, y, statistic=statistic)`. On a line it is an integral
+    of the two distribution functions, `2 ∫ (F - G)²`, which one sort gives.
+
+    Time is O(projections (n+m)(d + log(n+m))), memory O((n+m)(d + 8)).
+
+    Args:
+        x: samples of the first law, shape `(n, d)`. At least two points for the U-statistic.
+        y: samples of the second, shape `(m, d)`.
+        key: random key of the directions.
+        projections: number of directions. In one dimension a single one is exact and all there is.
+        statistic: "U" or "V".
+
+    Returns:
+        The estimate, in the units of the points; float64 if one of the samples is, else float32.
+
+    Raises:
+        InputError: too few points or projections, shapes that do not match, an unknown statistic.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0]])
+        >>> y = jnp.array([[2.0], [4.0]])
+        >>> float(sliced_energy_distance(x, y, key=jax.random.key(0)))
+        2.0
+
+    Reference:
+        Székely & Rizzo 2013, "Energy statistics", section 2 (`2 ∫ (F - G)²`); Bonneel et al. 2015,
+        "Sliced and Radon Wasserstein barycenters of measures" (projections and sorting).
+    """
+    x, y = _samples(x, y, statistic)
+    if projections < 1:
+        raise InputError(f"Expected at least 1 projection, found {projections}.")
+    directions = jax.random.normal(key, (projections if x.shape[1] > 1 else 1, x.shape[1]), x.dtype)
+    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+    return _differentiable(partial(_sliced, statistic=statistic), x, y, directions)
 
 
-def _check(x, y, statistic):
-    if statistic not in ("U", "V"):
-        raise InputError(f"Expected statistic 'U' or 'V', found {statistic!r}.")
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+def _samples(x: ArrayLike, y: ArrayLike, statistic: Statistic) -> tuple[Array, Array]:
+    """Both samples as floating-point arrays of one type, or an error that says what is wrong."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or x.shape[1] == 0:
         raise InputError(
-            "Expected two sets of points of shapes (n, d) and (m, d), "
+            "Expected two sets of points of the same dimension, shapes (n, d) and (m, d), "
             f"found {x.shape} and {y.shape}."
         )
-    least = 2 if statistic == "U" else 1
-    if min(x.shape[0], y.shape[0]) < least:
+    if statistic not in ("U", "V"):
+        raise InputError(f"Expected statistic 'U' or 'V', found {statistic!r}.")
+    fewest = 2 if statistic == "U" else 1
+    if min(len(x), len(y)) < fewest:
         raise InputError(
-            f"Expected at least {least} points on each side for the {statistic}-statistic, "
-            f"found {x.shape[0]} and {y.shape[0]}; give more points."
+            f"The {statistic}-statistic needs at least {fewest} points in each sample, "
+            f"found {len(x)} and {len(y)}; pass more points."
         )
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(x.dtype, y.dtype, jnp.float32)
+    return x.astype(dtype), y.astype(dtype)
 
 
-def _squared_distances(a, b):
-    """Squared distances with the ones that round-off cannot tell from zero set to zero."""
-    if a.shape[1] <= _DIFFERENCES_UP_TO:
-        return sum((a[:, k, None] - b[None, :, k]) ** 2 for k in range(a.shape[1]))
-    norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(b * b, axis=1)[None, :]
-    sq = norms - 2.0 * jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-    noise = 8.0 * float(jnp.finfo(a.dtype).eps)
-    return jnp.where(sq > noise * norms, sq, 0.0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(
+    estimator: Callable[..., tuple[Array, _Gradients]], x: Array, y: Array, constants: Array | tuple
+) -> Array:
+    """The value of `estimator(x, y, constants, wanted)`, which returns its gradients beside it."""
+    return estimator(x, y, constants, (False, False))[0]
 
 
-def _block(a, b, rows, *, skip_diagonal, row_grad, col_grad):
-    """Sum of the distances between two blocks, and its gradients in `a` and `b`."""
-    sq = _squared_distances(a, b)
-    if skip_diagonal:
-        sq = jnp.where(rows[:, None] == jnp.arange(b.shape[0])[None, :], 0.0, sq)
-    far = sq > 0.0
-    inverse = jnp.where(far, 1.0 / jnp.sqrt(jnp.where(far, sq, 1.0)), 0.0)
-    total = jnp.sum(sq * inverse)
-    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    grad_a = a * jnp.sum(inverse, axis=1)[:, None] - matmul(inverse, b) if row_grad else None
-    grad_b = b * jnp.sum(inverse, axis=0)[:, None] - matmul(inverse.T, a) if col_grad else None
-    return total, grad_a, grad_b
+def _forward(estimator, x, y, constants):
+    # With symbolic zeros JAX says which argument is being differentiated: in training only one is.
+    constants = jax.tree.map(lambda leaf: leaf.value, constants, is_leaf=lambda leaf: leaf != ())
+    return estimator(x.value, y.value, constants, (x.perturbed, y.perturbed))
 
 
-def _sum_of_distances(a, b, chunk, *, same=False, row_grad=False, col_grad=False):
-    """`sum_ij |a_i - b_j|` and its gradients, over row blocks of `a`."""
-    n, d = a.shape
-    rows = jnp.arange(n)
-    block = partial(_block, skip_diagonal=same, row_grad=row_grad, col_grad=col_grad)
-    if n <= chunk:
-        return block(a, b, rows)
-    full = n // chunk
-    cut = full * chunk
-
-    def step(carry, block_of):
-        total, grad_b = carry
-        t, ga, gb = block(block_of[0], b, block_of[1])
-        return (total + t, grad_b + gb if col_grad else None), ga
-
-    start = (jnp.zeros((), a.dtype), jnp.zeros_like(b) if col_grad else None)
-    (total, grad_b), grad_a = jax.lax.scan(
-        step, start, (a[:cut].reshape(full, chunk, d), rows[:cut].reshape(full, chunk))
-    )
-    if row_grad:
-        grad_a = grad_a.reshape(cut, d)
-    if cut < n:
-        t, ga, gb = block(a[cut:], b, rows[cut:])
-        total = total + t
-        grad_a = jnp.concatenate([grad_a, ga]) if row_grad else None
-        grad_b = grad_b + gb if col_grad else None
-    return total, grad_a, grad_b
-
-
-def _value_and_grads(x, y, statistic, chunk, in_x, in_y):
-    n, m = x.shape[0], y.shape[0]
-    pairs = (lambda k: float(k * (k - 1))) if statistic == "U" else (lambda k: float(k * k))
-    xy, gx, gy = _sum_of_distances(x, y, chunk, row_grad=in_x, col_grad=in_y)
-    xx, gxx, _ = _sum_of_distances(x, x, chunk, same=True, row_grad=in_x)
-    yy, gyy, _ = _sum_of_distances(y, y, chunk, same=True, row_grad=in_y)
-    value = 2.0 / (n * m) * xy - xx / pairs(n) - yy / pairs(m)
-    grad_x = 2.0 / (n * m) * gx - 2.0 / pairs(n) * gxx if in_x else None
-    grad_y = 2.0 / (n * m) * gy - 2.0 / pairs(m) * gyy if in_y else None
-    return value, grad_x, grad_y
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _energy(x, y, statistic, chunk):
-    return _value_and_grads(x, y, statistic, chunk, False, False)[0]
-
-
-def _energy_fwd(x, y, statistic, chunk):
-    value, grad_x, grad_y = _value_and_grads(
-        x.value, y.value, statistic, chunk, x.perturbed, y.perturbed
-    )
-    return value, (grad_x, grad_y)
-
-
-def _energy_bwd(statistic, chunk, grads, cotangent):
+def _backward(estimator, gradients, cotangent):
+    del estimator
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None
-    return tuple(None if g is None else cotangent * g for g in grads)
+        return None, None, None
+    return *(None if g is None else cotangent * g for g in gradients), None
 
 
-_energy.defvjp(_energy_fwd, _energy_bwd, symbolic_zeros=True)
+_differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def sliced_energy_distance(x, y, *, key, projections: int = 64, statistic: Statistic = "U"):
-    """Energy distance averaged over random directions, scaled to estimate `energy_distance`."""
-    _check(x, y, statistic)
-    n, m, d = x.shape[0], y.shape[0], x.shape[1]
-    directions = jax.random.normal(key, (projections if d > 1 else 1, d), x.dtype)
-    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+def _pairwise(x, y, constants, wanted, *, statistic, chunk):
+    del constants
+    n, m = len(x), len(y)
+    left_out = 1 if statistic == "U" else 0
+    # Distances do not change under a common shift, and are most accurate around the origin.
+    middle = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
+    across, across_gradients = _sum_of_distances(x - middle, y - middle, chunk, wanted)
+    value, gradients = 2.0 / (n * m) * across, []
+    for points, size, gradient in zip((x, y), (n, m), across_gradients, strict=True):
+        weight = 1.0 / max(size * (size - left_out), 1)
+        centred = points - jnp.mean(points, axis=0, keepdims=True)
+        if gradient is None:
+            within = _sum_of_own_distances(centred, chunk)
+        else:
+            within, (own, _) = _sum_of_distances(centred, centred, chunk, (True, False), own=True)
+            gradient = 2.0 / (n * m) * gradient - 2.0 * weight * own
+        value = value - weight * within
+        gradients.append(gradient)
+    return value, tuple(gradients)
+
+
+def _sum_of_distances(
+    a: Points, b: Float[Array, "m d"], chunk: int, wanted: tuple[bool, bool], *, own: bool = False
+) -> tuple[Array, _Gradients]:
+    """`Σ_ij |a_i - b_j|` and its derivatives in `a` and in `b`, by blocks of rows.
+
+    The derivative in `a_i` is `Σ_j (a_i - b_j) w_ij = a_i Σ_j w_ij - Σ_j w_ij b_j` with the inverse
+    distances `w`, so it is one more matrix product. With `own`, `a` and `b` are the same points and
+    the diagonal is left out.
+    """
+    (n, d), in_a, in_b = a.shape, *wanted
+    blocks = -(-n // chunk)
+    rows = -(-n // blocks)
+    padded = jnp.pad(a, ((0, blocks * rows - n), (0, 0))).reshape(blocks, rows, d)
+    index = jnp.arange(blocks * rows).reshape(blocks, rows)
+    columns = b.T
+
+    def step(carry, block):
+        (total, gradient_b), (block, index) = carry, block
+        counted = (index < n)[:, None]
+        if own:
+            counted = counted & (index[:, None] != jnp.arange(n)[None, :])
+        distances = _distances(block, columns, counted)
+        total = total + jnp.sum(jnp.sum(distances, axis=1))
+        if not (in_a or in_b):
+            return (total, None), None
+        # Without the barrier XLA computes the roots again for each of the sums below.
+        distances = jax.lax.optimization_barrier(distances)
+        inverse = jnp.where(distances > 0, 1.0 / jnp.where(distances > 0, distances, 1.0), 0.0)
+        gradient_a = None
+        if in_a:
+            sums = jnp.sum(inverse, axis=1, keepdims=True)
+            gradient_a = block * sums - _matmul(inverse, b)
+        if in_b:
+            sums = jnp.sum(inverse, axis=0, keepdims=True)
+            gradient_b = gradient_b + columns * sums - _matmul(block.T, inverse)
+        return (total, gradient_b), gradient_a
+
+    start = jnp.zeros((), a.dtype), jnp.zeros_like(columns) if in_b else None
+    (total, gradient_b), gradient_a = jax.lax.scan(step, start, (padded, index))
+    return total, (
+        gradient_a.reshape(blocks * rows, d)[:n] if in_a else None,
+        gradient_b.T if in_b else None,
+    )
+
+
+def _sum_of_own_distances(a: Points, chunk: int) -> Array:
+    """`Σ_ij |a_i - a_j|` from half of the pairs.
+
+    The rows are an odd number of blocks in a ring; each block meets itself and the half of the
+    others that follows it, so that all steps have one shape.
+    """
+    n = len(a)
+    blocks = -(-n // chunk)
+    blocks += 1 - blocks % 2
+    rows = -(-n // blocks)
+    width = (blocks + 1) // 2 * rows
+    ring = jnp.pad(a, ((0, blocks * rows - n), (0, 0))).T
+    ring = jnp.concatenate([ring, ring[:, : width - rows]], axis=1)
+    column = jnp.arange(width)
+    twice = jnp.where(column < rows, 1.0, 2.0).astype(a.dtype)
+
+    def step(total, block):
+        columns = jax.lax.dynamic_slice_in_dim(ring, block * rows, width, axis=1)
+        index = (block * rows + column) % (blocks * rows)
+        counted = (column[:rows, None] != column[None, :]) & (index < n)[None, :]
+        counted = counted & (index[:rows] < n)[:, None]
+        distances = _distances(columns[:, :rows].T, columns, counted)
+        return total + jnp.sum(jnp.sum(distances * twice[None, :], axis=1)), None
+
+    return jax.lax.scan(step, jnp.zeros((), a.dtype), jnp.arange(blocks))[0]
+
+
+def _distances(
+    a: Points, columns: Float[Array, "d m"], counted: Bool[Array, "#n #m"]
+) -> Float[Array, "n m"]:
+    """Distances between the points `a` and the columns; zero for the pairs that are not counted."""
+    if len(columns) <= _DIFFERENCES_UP_TO:
+        squared = jnp.zeros((), a.dtype)
+        for k in range(len(columns)):
+            squared = squared + (a[:, k, None] - columns[None, k, :]) ** 2
+        counted = counted & (squared > 0.0)
+    else:
+        norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(columns * columns, axis=0)[None, :]
+        squared = norms - 2.0 * _matmul(a, columns)
+        counted = counted & (squared > 8.0 * float(jnp.finfo(a.dtype).eps) * norms)
+    # The root is taken where it is smooth, so that derivatives of every order stay finite.
+    return jnp.where(counted, jnp.sqrt(jnp.where(counted, squared, 1.0)), 0.0)
+
+
+def _sliced(x, y, directions, wanted, *, statistic):
+    n, m, d = len(x), len(y), x.shape[1]
     scale = math.sqrt(math.pi) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
-    centre = jax.lax.stop_gradient(0.5 * (jnp.mean(x, axis=0) + jnp.mean(y, axis=0)))
-    points = jnp.concatenate([x, y]) - centre[None, :]
+    scale = scale / len(directions)
+    middle = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
+    columns = jnp.concatenate([x - middle, y - middle]).T
 
-    def one(direction):
-        z = jnp.matmul(points, direction, precision=jax.lax.Precision.HIGHEST)
-        order = jnp.argsort(jax.lax.stop_gradient(z))
-        of_x = (order < n).astype(z.dtype)
-        f, g = jnp.cumsum(of_x)[:-1] / n, jnp.cumsum(1.0 - of_x)[:-1] / m
-        weights = 2.0 * (f - g) ** 2
+    def on_line(direction):
+        projected = _matmul(direction[None, :], columns)[0]
+        position, order = jax.lax.sort((projected, jnp.arange(n + m)), num_keys=1)
+        from_x = (order < n).astype(x.dtype)
+        f, g = jnp.cumsum(from_x)[:-1] / n, jnp.cumsum(1.0 - from_x)[:-1] / m
+        density = 2.0 * (f - g) ** 2
         if statistic == "U":
-            weights = weights - 2.0 / (n - 1) * f * (1.0 - f) - 2.0 / (m - 1) * g * (1.0 - g)
-        return jnp.sum(weights * jnp.diff(z[order]))
+            density = density - 2.0 / (n - 1) * f * (1.0 - f) - 2.0 / (m - 1) * g * (1.0 - g)
+        value = jnp.sum(density * jnp.diff(position))
+        slope = -jnp.diff(density, prepend=0.0, append=0.0)
+        return value, jnp.zeros_like(slope).at[order].set(slope, unique_indices=True)
 
-    return scale * jnp.mean(jax.lax.map(one, directions, batch_size=8))
+    def step(carry, direction):
+        value, gradient = on_line(direction)
+        return (carry[0] + value, carry[1] + gradient[:, None] * direction[None, :]), None
+
+    start = (jnp.zeros((), x.dtype), jnp.zeros_like(columns.T))
+    (value, gradient), _ = jax.lax.scan(step, start, directions)
+    return scale * value, (scale * gradient[:n], scale * gradient[n:])

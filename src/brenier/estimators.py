@@ -138,7 +138,9 @@ class NCFTransport(TransformerMixin, BaseEstimator):
         """Where target points (n, d) come from: `S(Xt)`."""
         return self._transport.inverse(self._points(Xt, "Xt"))
 
-    def fit_transform(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> np.ndarray:
+    def fit_transform(
+        self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None
+    ) -> np.ndarray:
         """`fit` and then `transform(Xs)`."""
         return self.fit(Xs, ys, Xt, yt).transform(Xs)
 

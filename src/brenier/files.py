@@ -1,12 +1,13 @@
 """The one way brenier writes files, and the one container it reads back.
 
-Writes are atomic: a kill at any moment leaves the old file or the new one. The container is a safetensors file
-whose `__metadata__` holds a single entry, `brenier`, a JSON header:
+Writes are atomic: a kill at any moment leaves the old file or the new one. The container is a
+safetensors file whose `__metadata__` has one entry, `brenier`, a JSON header:
 
-    {"version": 1, "kind": "solution", "content": ..., "sha256": ...}
+    {"version": 1, "kind": "solution", "content": ..., "sha256": "..."}
 
-`sha256` covers the header and every tensor's name, dtype, shape and bytes, so damage is found before anything is
-rebuilt. It protects against accidents, not against forgery; readers still check what `content` says.
+`sha256` covers the header and every tensor's name, dtype, shape and bytes, so that damage is found
+before anything is rebuilt. It guards against accidents, not against forgery: whoever reads
+`content` still checks what it says.
 """
 
 from __future__ import annotations
@@ -28,38 +29,33 @@ from brenier.errors import FileFormatError, InputError, OutputError
 PathLike = str | os.PathLike[str]
 
 VERSION = 1
+"""Raised whenever older programs could not read the new files, or would misread them."""
+
 KINDS = {
-    "solution": "a map written by `brenier.save`",
-    "checkpoint": "a checkpoint written by `brenier.fit(..., checkpoint=path)`",
+    "solution": "a map written by brenier.save",
+    "checkpoint": "a checkpoint written by brenier.fit",
 }
+
 # What safetensors can both write from numpy and read back into it.
-_DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64".split()
-)
-# What foreign or damaged bytes raise while they are read as a header and tensors.
-_NOT_OURS = (
-    safetensors.SafetensorError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_DTYPES = [
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("bfloat16", "float16", "float32", "float64"),
+]
 
 
 def atomic_write(path: PathLike, data: bytes) -> None:
     """Write `data` to `path` so that no moment shows a partial file.
 
-    The bytes go to a hidden temporary file in the same folder, reach the disk (fsync) and then take the name.
-    A symbolic link is followed, not replaced.
+    The bytes go to a hidden temporary file in the same folder, are flushed to the disk and then
+    take the name. A symbolic link is followed, not replaced.
 
     Args:
         path: the file to create or replace; its folder must exist.
         data: the whole content.
 
     Raises:
-        OutputError: the folder is missing, not writable or full, or `path` is not an ordinary file. The old
-            file, if any, is untouched and no temporary file stays behind.
+        OutputError: the folder is missing, not writable or full, or `path` is not an ordinary file.
+            The old file, if any, is untouched and no temporary file stays behind.
 
     Example:
         >>> import tempfile
@@ -68,7 +64,7 @@ def atomic_write(path: PathLike, data: bytes) -> None:
         ...     os.listdir(folder)
         ['a.txt']
     """
-    path = check_path(path)
+    path = _checked(path)
     target = Path(os.path.realpath(path))
     if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"Cannot write '{path}': it is a folder or a device; give a file name.")
@@ -78,23 +74,23 @@ def atomic_write(path: PathLike, data: bytes) -> None:
         )
     temporary = target.with_name(f".brenier-{secrets.token_hex(8)}.tmp")
     try:
-        # "x" makes the name ours alone, and unlike `tempfile` respects the user's umask.
+        # Unlike `tempfile`, mode "x" respects the user's umask.
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException as error:  # also Ctrl-C: nothing may stay behind
+    except BaseException as error:  # Ctrl-C as well: nothing may stay behind
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            reason = error.strerror or error
             raise OutputError(
-                f"Cannot write '{path}': {reason}. Choose a writable folder with enough free space."
+                f"Cannot write '{path}': {error.strerror or error}. "
+                "Choose a writable folder with enough space."
             ) from error
         raise
-    # The new name itself is durable only once its folder is; some file systems cannot do that, and the file
-    # is complete either way.
+    # The new name survives a power cut only once the folder is on the disk too. Not every file
+    # system can do that, and the file is complete either way.
     with contextlib.suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY)
         try:
@@ -117,26 +113,29 @@ def write_container(
         tensors: arrays of any shape.
 
     Raises:
-        InputError: an array has a dtype that cannot be stored, or `content` is not JSON.
+        InputError: `content` is not JSON, or an array has a dtype that cannot be stored.
         OutputError: see `atomic_write`.
     """
-    # safetensors copies raw memory, so the layout must be C order and the byte order the machine's.
     tensors = {name: _plain(name, array) for name, array in tensors.items()}
     header = {"version": VERSION, "kind": kind, "content": content}
+    try:
+        # A round trip first: the checksum is that of what a reader will find (tuples become lists).
+        header = json.loads(json.dumps(header))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"Cannot write '{path}': its header is not JSON ({error}).") from error
     header["sha256"] = _digest(header, tensors)
-    # One entry only: safetensors does not keep the order of several, and equal content should be equal bytes.
-    metadata = {"brenier": json.dumps(header)}
-    atomic_write(path, safetensors.numpy.save(tensors, metadata))
+    # One entry, because safetensors shuffles several and equal content should give equal bytes.
+    atomic_write(path, safetensors.numpy.save(tensors, {"brenier": json.dumps(header)}))
 
 
 def read_container(path: PathLike, kind: str) -> tuple[Any, dict[str, np.ndarray]]:
     """Read what `write_container` wrote: `(content, tensors)`.
 
     Raises:
-        FileFormatError: the file is missing, unreadable, damaged, foreign, of another kind or written by a
-            newer version; the message names the file.
+        FileFormatError: the file is missing, unreadable, damaged, foreign, of another kind or from
+            a newer version; the message names the file.
     """
-    path = check_path(path)
+    path = _checked(path)
     expected = f"expected {KINDS[kind]}"
     if not os.path.exists(path):
         raise FileFormatError(f"'{path}' does not exist: {expected}. Check the path.")
@@ -145,51 +144,56 @@ def read_container(path: PathLike, kind: str) -> tuple[Any, dict[str, np.ndarray
     try:
         with safetensors.safe_open(path, framework="np") as file:
             header = json.loads(file.metadata()["brenier"])
-            # Read first: a newer version may store its tensors or compute its checksum in another way.
-            newer = header["version"] > VERSION
-            names = [] if newer else file.keys()
+            # Before anything that a newer version may do in another way.
+            if header["version"] > VERSION:
+                raise FileFormatError(
+                    f"'{path}' has format version {header['version']}; this brenier reads up to "
+                    f"{VERSION}. Upgrade brenier."
+                )
+            names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
         intact = header.pop("sha256") == _digest(header, tensors)
-        found = KINDS.get(header["kind"], "something else")
-        content = header["content"]
+        found, content = KINDS.get(header["kind"], "something else"), header["content"]
+    except FileFormatError:
+        raise
     except OSError as error:
-        reason = error.strerror or error
-        raise FileFormatError(f"Cannot read '{path}': {reason}; {expected}.") from error
-    except _NOT_OURS as error:
+        raise FileFormatError(
+            f"Cannot read '{path}': {error.strerror or error}; {expected}."
+        ) from error
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:  # what reading a header and tensors from any other bytes can raise
         raise FileFormatError(
             f"'{path}' is damaged or not a brenier file: {expected}. "
             "Check the path, restore a copy or fit again."
         ) from error
-    if newer:
-        raise FileFormatError(
-            f"'{path}' has format version {header['version']}, and this brenier reads up to {VERSION}. "
-            "Upgrade brenier."
-        )
     if not intact:
         raise FileFormatError(
-            f"'{path}' is damaged: its checksum does not match its content. Restore a copy or fit again."
+            f"'{path}' is damaged: its checksum does not match its content. "
+            "Restore a copy or fit again."
         )
     if found != KINDS[kind]:
         raise FileFormatError(f"'{path}' is {found}: {expected}.")
     return content, tensors
 
 
-def check_path(path: PathLike) -> Path:
-    """`path` as a `Path`, or an `InputError` for what cannot name a file."""
-    try:
-        name = os.fspath(path)
-    except TypeError:
-        name = None
-    if not isinstance(name, str) or not name or "\0" in name:
+def _checked(path: PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fspath(path):
         raise InputError(f"Expected a path (str or os.PathLike), found {path!r}.")
-    return Path(name)
+    return Path(path)
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.name not in _DTYPES:
         raise InputError(
-            f"Cannot store '{name}' of dtype {array.dtype}: expected one of {', '.join(sorted(_DTYPES))}."
+            f"Cannot store '{name}' of dtype {array.dtype}: expected one of {', '.join(_DTYPES)}."
         )
+    # safetensors copies raw memory: it must be in C order and in the machine's byte order.
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 

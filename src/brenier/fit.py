@@ -27,23 +27,18 @@ import numpy as np
 from brenier.callbacks import Callback, Event
 from brenier.checkpoint import read_checkpoint, write_checkpoint
 from brenier.coordinates import Frame
-from brenier.discrepancies import energy_distance
 from brenier.errors import BrenierWarning, DivergenceError, InputError
-from brenier.gaussian import GaussianPotential
 from brenier.methods import Method
-from brenier.metrics import noise_band
 from brenier.problem import TransportProblem
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import Transport
 from brenier.typing import Key
+from brenier.validation import POOL, HeldOut, hold_out, verdict, worse_than_linear
 
 CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
 
 _VALIDATE_EVERY = 2  # chunks
-_MAX_HELD_OUT = 2048
-_MIN_HELD_OUT = 32
-_POOL = 100_000
 _PATIENCE = 12  # validations without improvement
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
@@ -167,10 +162,14 @@ class _Run:
             self.planned = method.planned_steps if time_budget is None else 10**9
 
         seed = int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
-        dtype = jnp.float64 if jax.config.jax_enable_x64 and problem.dtype == np.float64 else jnp.float32
-        source, x_held = _hold_out(problem.source, validation, seed)
-        target, y_held = _hold_out(problem.target, validation, seed + 1)
-        x_pool, y_pool = source.pool(_POOL, seed), target.pool(_POOL, seed)
+        dtype = (
+            jnp.float64
+            if jax.config.jax_enable_x64 and problem.dtype == np.float64
+            else jnp.float32
+        )
+        source, x_held = hold_out(problem.source, validation, seed)
+        target, y_held = hold_out(problem.target, validation, seed + 1)
+        x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
         self.frame = (
             Frame.from_samples(x_pool, y_pool, galilean=problem.cost.galilean)
             if method.scaled
@@ -182,20 +181,21 @@ class _Run:
             source=source.encoded(partial(encode, 0.0), dtype),
             target=target.encoded(partial(encode, 1.0), dtype),
         )
-        self.held_out: tuple[jax.Array, jax.Array] | None = None
+        self.held_out: HeldOut | None = None
         if x_held is not None and y_held is not None:
-            self.held_out = (
+            self.held_out = HeldOut(
+                self.inner,
                 jnp.asarray(encode(0.0, x_held), dtype),
                 jnp.asarray(encode(1.0, y_held), dtype),
+                float(self.frame.scale),
+                jax.random.fold_in(key, _SCORE),
             )
         self.dtype, self.validation = dtype, validation
         self.early_stopping = early_stopping and self.held_out is not None
-        self.bands = self._noise_bands()
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
         self.progress = _Progress(last_step=int(self.planned))
         self.snapshot = jax.jit(self._extract)
         self.kept = self.snapshot(self.state)
-        self.score = jax.jit(self._score)
         self.advance: Any = None
         self.earlier = 0.0  # seconds spent before a resume
 
@@ -205,14 +205,19 @@ class _Run:
         return self.method.extract(self.inner, state, Frame.identity(self.problem.dim))
 
     def _steps(
-        self, state: Any, xs: jax.Array, ys: jax.Array, keys: Key, n: Any, start: Any, slope: Any
+        self,
+        state: Any,
+        xs: jax.Array,
+        ys: jax.Array,
+        keys: jax.Array,
+        n: Any,
+        start: Any,
+        slope: Any,
     ) -> tuple[Any, dict[str, jax.Array]]:
         def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, sums = carry
             position = start + slope * i.astype(start.dtype)
-            state, metrics = self.method.step(
-                self.inner, state, (xs[i], ys[i]), keys[i], position
-            )
+            state, metrics = self.method.step(self.inner, state, (xs[i], ys[i]), keys[i], position)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         first = jax.eval_shape(
@@ -227,8 +232,10 @@ class _Run:
         n = min(CHUNK, p.last_step - p.step)
         steps = jnp.arange(CHUNK) + p.step
 
-        def keys(purpose: int) -> Key:
-            return jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(self.key, purpose)))(steps)
+        def keys(purpose: int) -> jax.Array:
+            return jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(self.key, purpose)))(
+                steps
+            )
 
         arguments = (
             self.state,
@@ -293,7 +300,7 @@ class _Run:
         if p.chunk % _VALIDATE_EVERY and not ended:
             return None
         candidate = self.snapshot(self.state)
-        scores = self._scores(candidate)
+        scores = self.held_out.scores(candidate)
         ratio = scores["ratio"]
         p.record(score_step=p.step, score=ratio)
         # Within the noise band scores cannot rank two maps, so the later one, less noisy, is kept.
@@ -345,56 +352,6 @@ class _Run:
     def _elapsed(self) -> float:
         return self.earlier + time.perf_counter() - self.began
 
-    # -- scores --------------------------------------------------------------------------------------------------
-
-    def _score(self, transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        images, preimages = transport.forward(x), transport.inverse(y)
-        returned = transport.inverse(images)
-        variance = jnp.sum(jnp.var(x, axis=0))
-        return {
-            "energy_forward": energy_distance(images, y),
-            "energy_backward": energy_distance(preimages, x),
-            "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / variance,
-        }
-
-    def _scores(self, transport: Transport) -> dict[str, float]:
-        assert self.held_out is not None
-        scores = {k: float(v) for k, v in self.score(transport, *self.held_out).items()}
-        scores |= self.bands
-        scores["ratio"] = _ratio(scores)
-        scale = float(self.frame.scale)
-        return {k: v * scale if k.startswith(("energy", "band")) else v for k, v in scores.items()}
-
-    def _noise_bands(self) -> dict[str, float]:
-        if self.held_out is None:
-            return {}
-        x, y = self.held_out
-        key = jax.random.fold_in(self.key, _SCORE)
-
-        def band(sampler: Any, held: jax.Array, n: int, m: int) -> float:
-            pool = np.concatenate([np.asarray(held), sampler.pool(_MAX_HELD_OUT, 0)])
-            return noise_band(pool, n, m, key=key)
-
-        return {
-            "band_forward": band(self.inner.target, y, len(x), len(y)),
-            "band_backward": band(self.inner.source, x, len(y), len(x)),
-        }
-
-    def _linear_scores(self) -> dict[str, float]:
-        """Held-out scores of the Gaussian map fitted to the training samples."""
-        assert self.held_out is not None
-        x, y = self.held_out
-        linear = GaussianPotential.from_samples(
-            self.inner.source.pool(_POOL, 0), self.inner.target.pool(_POOL, 0)
-        )
-        images = jnp.asarray(linear.forward(np.asarray(x)), x.dtype)
-        preimages = jnp.asarray(linear.inverse(np.asarray(y)), y.dtype)
-        scale = float(self.frame.scale)
-        return {
-            "linear_forward": scale * float(energy_distance(images, y)),
-            "linear_backward": scale * float(energy_distance(preimages, x)),
-        }
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _outer(self, transport: Transport) -> Transport:
@@ -418,7 +375,7 @@ class _Run:
         p = self.progress
         scores: dict[str, float] = {}
         if self.held_out is not None:
-            scores = self._scores(self.kept) | self._linear_scores()
+            scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
             if status == "completed" and scores["ratio"] <= 1.0:
                 status = "matched"
         total = self._elapsed()
@@ -429,7 +386,7 @@ class _Run:
             steps=p.step,
             n_source=self.problem.source.size,
             n_target=self.problem.target.size,
-            held_out=0 if self.held_out is None else len(self.held_out[0]),
+            held_out=0 if self.held_out is None else len(self.held_out.x),
             dtype=np.dtype(self.dtype).name,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
@@ -440,13 +397,11 @@ class _Run:
                 "total": total,
             },
         )
-        message = _message(status, p.step, scores, hint)
-        if scores and _worse_than_linear(scores):
+        message = f"Stopped after {p.step} steps: {hint or STATUS[status]}. {verdict(scores)}"
+        if scores and worse_than_linear(scores):
             warnings.warn(f"{message} Prefer the linear map, or train longer.", BrenierWarning, 4)
         history = {k: np.asarray(v) for k, v in p.history.items()}
-        return Solution(
-            self._outer(self.kept), history, status, message, Metadata(scores), info
-        )
+        return Solution(self._outer(self.kept), history, status, message, Metadata(scores), info)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -486,47 +441,6 @@ class _Run:
         )
         self.progress = _Progress(**header["progress"])
         self.earlier = self.progress.elapsed
-
-
-def _hold_out(sampler: Any, share: float, seed: int) -> tuple[Any, np.ndarray | None]:
-    n = _MAX_HELD_OUT if sampler.size is None else min(int(share * sampler.size), _MAX_HELD_OUT)
-    if share == 0.0 or n < _MIN_HELD_OUT:
-        return sampler, None
-    return sampler.split(n, seed)
-
-
-def _ratio(scores: dict[str, float]) -> float:
-    """The larger of both energy distances in units of its noise band; 1 or less is a match."""
-    ratios = [
-        scores[f"energy_{way}"] / scores[f"band_{way}"]
-        if scores[f"band_{way}"] > 0
-        else float("inf")
-        for way in ("forward", "backward")
-    ]
-    return max(ratios)
-
-
-def _worse_than_linear(scores: dict[str, float]) -> bool:
-    return any(
-        scores[f"energy_{way}"] > max(scores[f"linear_{way}"], scores[f"band_{way}"])
-        for way in ("forward", "backward")
-    )
-
-
-def _message(status: str, step: int, scores: dict[str, float], hint: str | None) -> str:
-    parts = [f"Stopped after {step} steps: {hint or STATUS[status]}."]
-    if scores:
-        ratio = scores["ratio"]
-        parts.append(
-            "The map matches held-out samples within their noise."
-            if ratio <= 1.0
-            else f"The held-out energy distance is {ratio:.2g} times the noise band."
-        )
-        if _worse_than_linear(scores):
-            parts.append("It is worse than the linear (Gaussian) map.")
-    else:
-        parts.append("Nothing was held out, so the map was not validated.")
-    return " ".join(parts)
 
 
 def _versions() -> dict[str, str]:

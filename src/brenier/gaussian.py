@@ -65,17 +65,13 @@ class GaussianPotential(eqx.Module):
         return cls(m0, m1, eigenvectors, stretch)
 
     @classmethod
-    def from_samples(
-        cls, x: ArrayLike, y: ArrayLike, *, ridge: float = 1e-6
-    ) -> GaussianPotential:
+    def from_samples(cls, x: ArrayLike, y: ArrayLike, *, ridge: float = 1e-6) -> GaussianPotential:
         """From samples (n, d) and (m, d): the linear optimal map between their moments.
 
         With at most d samples a covariance is singular; the ridge keeps the map finite.
         """
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return cls.from_moments(
-            x.mean(0), _covariance(x), y.mean(0), _covariance(y), ridge=ridge
-        )
+        return cls.from_moments(x.mean(0), _covariance(x), y.mean(0), _covariance(y), ridge=ridge)
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
         m0, m1, V, stretch = (

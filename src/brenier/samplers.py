@@ -95,7 +95,7 @@ class Sampler(abc.ABC):
     dtype: np.dtype
 
     @abc.abstractmethod
-    def draw(self, keys: Key, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, n: int) -> jax.Array:
         """One batch per key, shape (len(keys), min(n, size), d).
 
         A set of at most `n` points is returned whole every time: a full batch has no sampling noise.
@@ -131,7 +131,7 @@ class ArraySampler(Sampler):
         self.dtype = array.dtype
         self._device: jax.Array | None = None
 
-    def draw(self, keys: Key, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, n: int) -> jax.Array:
         if self._device is None:
             self._device = jnp.asarray(self.array)
         return _draw_rows(self._device, keys, self.batch(n))
@@ -177,7 +177,7 @@ class MemmapSampler(Sampler):
         check_finite(rows, self._name)
         return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
 
-    def draw(self, keys: Key, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, n: int) -> jax.Array:
         n = self.batch(n)
         if n == self.size:
             everything = self._rows(np.arange(n))
@@ -238,7 +238,7 @@ class FunctionSampler(Sampler):
         x = jnp.asarray(self._function(key, n))
         return jnp.asarray(x if self._encode is None else self._encode(x), self.dtype)
 
-    def draw(self, keys: Key, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, n: int) -> jax.Array:
         if not self._traceable:
             return jnp.stack([self._batch(key, n) for key in keys])
         if n not in self._draws:
@@ -301,7 +301,7 @@ def _map_file(path: str | os.PathLike[str], name: str) -> np.memmap:
 
 
 @partial(jax.jit, static_argnums=2)
-def _draw_rows(array: jax.Array, keys: Key, n: int) -> jax.Array:
+def _draw_rows(array: jax.Array, keys: jax.Array, n: int) -> jax.Array:
     if n == len(array):
         return jnp.broadcast_to(array, (len(keys), *array.shape))
     rows = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, len(array)))(keys)

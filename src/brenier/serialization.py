@@ -1,13 +1,13 @@
 """Save and load a `Solution`: one safetensors file, no pickle, no import path from a file.
 
-The tree of objects is JSON in the header and its arrays are tensors named by their place in it. In that JSON
+The tree of objects is JSON in the header; its arrays are tensors named by their place in the tree:
 
     null, true, 1, 0.5, "text", [...]     stand for themselves; floats keep their bits,
     {"float": "nan"}                      is a float that JSON has no word for,
     {"tuple": [...]}                      a tuple,
     {"dict": {...}}, {"metadata": {...}}  a dict with string keys, a `Metadata`,
-    {"array": name, "as": "jax"}          a tensor; "numpy" and "scalar" for numpy's arrays and scalars,
-    {"class": name, "fields": {...}}      one of `CLASSES`, its fields set without running its code.
+    {"array": name, "as": "jax"}          a tensor; "numpy" or "scalar" where it belongs to numpy,
+    {"class": name, "fields": {...}}      one of `CLASSES`; its fields are set, no code of it runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLASSES: dict[str, type] = {
         SumPotential,
     )
 }
-"""Every class a file may name: what can be saved. Fields and names are the format; see `files.VERSION`."""
+"""Every class a file may name. Their names and fields are the format; see `files.VERSION`."""
 
 
 def save(path: PathLike, solution: Solution) -> None:
@@ -58,8 +58,8 @@ def save(path: PathLike, solution: Solution) -> None:
         solution: what `fit` returned.
 
     Raises:
-        InputError: the solution holds something only your program can rebuild, such as a network or a
-            cost class of your own.
+        InputError: the solution holds something only your program can rebuild, such as a network
+            or a cost class of your own.
         OutputError: the file cannot be written.
 
     Example:
@@ -69,20 +69,20 @@ def save(path: PathLike, solution: Solution) -> None:
         raise InputError(f"Expected a brenier.Solution to save, found {type(solution).__name__}.")
     tensors: dict[str, np.ndarray] = {}
     tree = _encode(solution, (), tensors)
-    # What `load` would refuse is never written.
-    _check(solution)
+    _check(solution)  # what `load` would refuse is never written
     write_container(path, "solution", tree, tensors)
 
 
 def load(path: PathLike) -> Solution:
     """Read a solution that `save` wrote, bit for bit.
 
-    Arrays come back as what they were, jax arrays on the default device. jax arrays of a map trained in
-    float64 are rounded to float32, with a warning, where jax runs without x64: it would round them at their
-    first use. numpy arrays always keep their dtype.
+    Arrays come back as what they were, jax arrays on the default device. Where jax runs without
+    x64, jax arrays saved in float64 are rounded to float32, with a warning: jax would round them
+    at their first use. numpy arrays always keep their dtype.
 
     Raises:
-        FileFormatError: the file is missing, damaged, foreign, of another kind or from a newer version.
+        FileFormatError: the file is missing, damaged, foreign, of another kind or from a newer
+            version.
 
     Example:
         >>> solution = brenier.load("map.brenier")  # doctest: +SKIP
@@ -92,18 +92,18 @@ def load(path: PathLike) -> Solution:
     try:
         solution = _decode(tree, tensors)
         _check(solution)
-    # The checksum was right, so somebody else made this file; it may then fail to rebuild in any way at all.
+    # The checksum was right, so other hands made this file, and it can fail in any way at all.
     except Exception as error:
         reason = error if isinstance(error, InputError) else "Its parts do not fit together."
         raise FileFormatError(
             f"'{path}' does not describe a map that this version of brenier knows. {reason} "
             "Upgrade brenier if a newer one wrote it."
         ) from error
-    held: dict[str, np.ndarray] = {}
-    _encode(solution, (), held)
-    if any(array.dtype != tensors[name].dtype for name, array in held.items()):
+    loaded: dict[str, np.ndarray] = {}
+    _encode(solution, (), loaded)
+    if any(array.dtype != tensors[name].dtype for name, array in loaded.items()):
         warnings.warn(
-            f"'{path}' holds a map in float64, now rounded to float32; to keep all digits set "
+            f"'{path}' holds a map in float64, now rounded to float32; to keep all its digits set "
             "JAX_ENABLE_X64=1 before Python starts.",
             BrenierWarning,
             stacklevel=2,
@@ -114,33 +114,32 @@ def load(path: PathLike) -> Solution:
 def _encode(value: Any, path: tuple[str, ...], tensors: dict[str, np.ndarray]) -> Any:
     """The JSON for `value`, which sits at `path`; its arrays are added to `tensors`."""
 
-    def children(items: Any) -> dict[str, Any]:
-        return {key: _encode(child, (*path, str(key)), tensors) for key, child in items}
+    def children(items: dict[str, Any]) -> dict[str, Any]:
+        return {name: _encode(child, (*path, name), tensors) for name, child in items.items()}
 
     cls = type(value)
     if value is None or cls in (bool, int, str):
         return value
     if cls is float:
         return value if math.isfinite(value) else {"float": repr(value)}
-    if cls is list:
-        return list(children(enumerate(value)).values())
-    if cls is tuple:
-        return {"tuple": list(children(enumerate(value)).values())}
+    if cls in (list, tuple):
+        items = children({str(i): child for i, child in enumerate(value)}).values()
+        return list(items) if cls is list else {"tuple": list(items)}
     if cls in (dict, Metadata) and all(type(key) is str for key in value):
-        return {"dict" if cls is dict else "metadata": children(value.items())}
+        return {"dict" if cls is dict else "metadata": children(value)}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         name = ".".join(path)
-        while name in tensors:  # a key with a dot in it may spell the path of another array
+        while name in tensors:  # a key with a dot in it can spell the path of another array
             name += "'"
         tensors[name] = np.asarray(value)
-        library = {jax.Array: "jax", np.ndarray: "numpy", np.generic: "scalar"}
-        return {"array": name, "as": next(v for k, v in library.items() if isinstance(value, k))}
+        owner = "scalar" if isinstance(value, np.generic) else "numpy"
+        return {"array": name, "as": "jax" if isinstance(value, jax.Array) else owner}
     if CLASSES.get(cls.__name__) is cls:
-        fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(cls)]
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"class": cls.__name__, "fields": children(fields)}
     raise InputError(
-        f"Cannot save '{'.'.join(path)}': expected one of {', '.join(CLASSES)}, plain values or arrays; "
-        f"found {cls.__module__}.{cls.__qualname__}."
+        f"Cannot save '{'.'.join(path)}', a {cls.__module__}.{cls.__qualname__}: expected arrays, "
+        f"plain values or one of {', '.join(CLASSES)}."
     )
 
 
@@ -158,27 +157,25 @@ def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
         case {"dict": dict(items)}:
             return {key: _decode(child, tensors) for key, child in items.items()}
         case {"metadata": dict(items)}:
-            return Metadata((key, _decode(child, tensors)) for key, child in items.items())
-        case {"array": name, "as": "jax"}:
+            return Metadata({key: _decode(child, tensors) for key, child in items.items()})
+        case {"array": str(name), "as": "jax"}:
             return jnp.array(tensors[name])
-        case {"array": name, "as": "numpy"}:
+        case {"array": str(name), "as": "numpy"}:
             return tensors[name]
-        case {"array": name, "as": "scalar"}:
+        case {"array": str(name), "as": "scalar"}:
             return tensors[name][()]
         case {"class": str(name), "fields": dict(fields)}:
             return _build(name, {key: _decode(child, tensors) for key, child in fields.items()})
-    raise InputError(f"It holds an object made of {', '.join(node)}.")
+    raise InputError(f"It holds an unknown object with the entries {sorted(node)}.")
 
 
 def _build(name: str, fields: dict[str, Any]) -> Any:
-    """An instance with these fields. `__init__` is for making networks, not for putting them back."""
+    """An instance with these fields; `__init__` draws new networks and cannot put old ones back."""
     if name not in CLASSES:
-        raise InputError(f"It names the class '{name}', which is not one of {', '.join(CLASSES)}.")
-    expected = [field.name for field in dataclasses.fields(CLASSES[name])]
-    if sorted(fields) != sorted(expected):
-        raise InputError(
-            f"It gives {name} the fields {sorted(fields)} instead of {sorted(expected)}."
-        )
+        raise InputError(f"It names the class '{name}', not one of {', '.join(CLASSES)}.")
+    expected = sorted(field.name for field in dataclasses.fields(CLASSES[name]))
+    if sorted(fields) != expected:
+        raise InputError(f"It gives {name} the fields {sorted(fields)} instead of {expected}.")
     instance = object.__new__(CLASSES[name])
     for key, value in fields.items():
         object.__setattr__(instance, key, value)
@@ -186,7 +183,7 @@ def _build(name: str, fields: dict[str, Any]) -> Any:
 
 
 def _check(solution: Any) -> None:
-    """Raise unless `solution` is complete: the maps are traced, not computed, which fits all shapes together."""
+    """Raise unless `solution` is whole. Tracing its maps, without computing, tries every array."""
     if not (
         isinstance(solution, Solution)
         and isinstance(solution.transport, Transport)
@@ -200,15 +197,13 @@ def _check(solution: Any) -> None:
         raise InputError("Its parts are not those of a Solution.")
     transport = solution.transport
     floats = [leaf for leaf in jax.tree.leaves(transport) if eqx.is_inexact_array(leaf)]
-    point = jax.ShapeDtypeStruct((transport.dim,), jnp.result_type(*floats))
-    points = jax.ShapeDtypeStruct((2, transport.dim), point.dtype)
-    time = jax.ShapeDtypeStruct((), point.dtype)
+    dtype = jnp.result_type(*floats)
+    points = jax.ShapeDtypeStruct((2, transport.dim), dtype)
+    point, time = jax.ShapeDtypeStruct(points.shape[1:], dtype), jax.ShapeDtypeStruct((), dtype)
     shapes = [
         jax.eval_shape(transport.forward, points).shape,
         jax.eval_shape(transport.inverse, points).shape,
         jax.eval_shape(transport.potential, time, point).shape,
     ]
     if shapes != [points.shape, points.shape, ()]:
-        raise InputError(
-            f"Its maps give shapes {shapes} where points of dimension {transport.dim} go in."
-        )
+        raise InputError(f"Its maps turn points {points.shape} into {shapes}.")

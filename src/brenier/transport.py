@@ -126,7 +126,9 @@ class CharacteristicTransport(Transport):
     def _checked(self, x: ArrayLike) -> ArrayLike:
         if isinstance(x, jax.Array):
             if x.ndim != 2:
-                raise InputError(f"Expected points of shape (n, {self.dim}), found shape {x.shape}.")
+                raise InputError(
+                    f"Expected points of shape (n, {self.dim}), found shape {x.shape}."
+                )
         else:
             x = check_points(x, "points", min_points=0)
         if x.shape[1] != self.dim:

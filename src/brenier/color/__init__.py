@@ -8,6 +8,8 @@ from brenier.color.images import read_image as read_image
 from brenier.color.images import write_png as write_png
 from brenier.color.mapping import color_samples as color_samples
 from brenier.color.mapping import transfer as transfer
+from brenier.color.pipeline import ColorResult as ColorResult
+from brenier.color.pipeline import color_transfer as color_transfer
 from brenier.color.scores import channel_histograms as channel_histograms
 from brenier.color.scores import cloud_distance as cloud_distance
 from brenier.color.scores import color_scores as color_scores

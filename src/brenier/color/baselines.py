@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from skimage.color import lab2rgb, rgb2lab
 
@@ -42,5 +44,11 @@ def reinhard(source: ColorImage, target: ColorImage) -> np.ndarray:
 
     (mean, std), (new_mean, new_std) = moments(source), moments(target)
     scale = new_std / np.maximum(std, 1e-6)
-    mapped = transfer(source, lambda colors: lab2rgb((rgb2lab(colors) - mean) * scale + new_mean))
-    return source.visible(mapped)
+
+    def color_map(colors: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            # Lab values outside the gamut of sRGB are clipped; that is the method, not an accident.
+            warnings.filterwarnings("ignore", message="Conversion from CIE-LAB")
+            return lab2rgb((rgb2lab(colors) - mean) * scale + new_mean)
+
+    return source.visible(transfer(source, color_map))

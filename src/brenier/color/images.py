@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +77,7 @@ def read_image(path: str | Path) -> ColorImage:
     try:
         with _without_pillow_limit(), Image.open(path) as file:
             image = _decode(file, path)
-    except (InputError, MemoryError):
+    except (InputError, MemoryError, Warning):
         raise
     except UnidentifiedImageError as error:
         found = "an empty file" if path.stat().st_size == 0 else "no image format Pillow knows"
@@ -126,14 +126,17 @@ def _without_pillow_limit() -> Iterator[None]:
 def _decode(file: Image.Image, path: Path) -> ColorImage:
     width, height = file.size
     if width * height == 0:
-        raise InputError(f"Expected a picture with pixels, found size {width} x {height} in {path}.")
+        raise InputError(
+            f"Expected a picture with pixels, found size {width} x {height} in {path}."
+        )
     if width * height > MAX_PIXELS:
         raise InputError(
             f"Expected at most {MAX_PIXELS / 1e6:.0f} megapixels, found {width} x {height} "
             f"({width * height / 1e6:.0f} megapixels) in {path}; make the picture smaller."
         )
     file.load()
-    ImageOps.exif_transpose(file, in_place=True)
+    with suppress(Exception):  # damaged metadata should not cost a picture its pixels
+        ImageOps.exif_transpose(file, in_place=True)
     image = _eight_bit(file, path)
     alpha = None
     if image.has_transparency_data:

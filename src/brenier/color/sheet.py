@@ -113,7 +113,9 @@ class _Page:
         self.figure.savefig(buffer, format="png")
         return buffer.getvalue()
 
-    def text(self, x: float, y: float, text: str, *, size: float = 10.5, color=INK, **style) -> None:
+    def text(
+        self, x: float, y: float, text: str, *, size: float = 10.5, color=INK, **style
+    ) -> None:
         # File names may hold dollar signs, which are not mathematics.
         self.figure.text(
             x / WIDTH,
@@ -179,7 +181,10 @@ class _Page:
             )
             result, target = (
                 channel_histograms(pixels).reshape(3, BINS, -1).sum(axis=2)
-                for pixels in (direction.before.visible(direction.after), direction.target.visible())
+                for pixels in (
+                    direction.before.visible(direction.after),
+                    direction.target.visible(),
+                )
             )
             for column, color in enumerate(CHANNELS.values()):
                 axes = self.axes(
@@ -198,7 +203,9 @@ class _Page:
         first = left + 1.9
         step = (right - first) / (2 * len(SCORES))
         line = 0.42
-        for index, (direction, letters) in enumerate(zip(directions, ("A → B", "B → A"), strict=True)):
+        for index, (direction, letters) in enumerate(
+            zip(directions, ("A → B", "B → A"), strict=True)
+        ):
             start = first + index * len(SCORES) * step
             self.text(start + len(SCORES) * step, y + CAPTION - 0.12, letters, ha="right")
             for column, (score, (heading, decimals, more)) in enumerate(SCORES.items()):
@@ -243,17 +250,23 @@ def _thumbnail(image: ColorImage, pixels: np.ndarray) -> np.ndarray:
 
 
 def _cube(axes) -> None:
+    """The empty RGB cube, seen so that the grey diagonal runs from left to right."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1), zlim=(0, 1))
-    axes.set_box_aspect((1, 1, 1), zoom=1.18)
+    axes.set_box_aspect((1, 1, 1), zoom=1.08)
     axes.view_init(elev=20, azim=-55)
     corners = np.array([(i >> 2 & 1, i >> 1 & 1, i & 1) for i in range(8)], float)
     edges = [(a, b) for a in corners for b in corners if (a <= b).all() and np.sum(b - a) == 1]
     axes.add_collection3d(Line3DCollection(edges, colors=FAINT, linewidths=0.8, zorder=1))
-    for axis, (name, color) in enumerate(CHANNELS.items()):
-        place = np.zeros(3)
-        place[axis] = 1.1
-        axes.text(*place, name, color=color, ha="center", va="center", size=10)
+    # The outer edge parallel to each axis, and a place for its letter beside it.
+    outer = {
+        "R": ((0, 0, 0), (1, 0, 0), (0.5, -0.12, 0)),
+        "G": ((1, 0, 0), (1, 1, 0), (1.12, 0.5, 0)),
+        "B": ((0, 0, 0), (0, 0, 1), (-0.06, -0.06, 0.5)),
+    }
+    for name, (start, end, place) in outer.items():
+        axes.plot(*zip(start, end, strict=True), color=CHANNELS[name], linewidth=1.2, zorder=1)
+        axes.text(*place, name, color=CHANNELS[name], ha="center", va="center", size=10)
 
 
 def _paths(axes, start: np.ndarray, end: np.ndarray) -> None:

@@ -264,8 +264,13 @@ class CharacteristicMethod(Method[CharacteristicState]):
 
 
 def matching_loss(
-    u: Potential, cost: Cost, x: Points, y: Points, *, statistic: Statistic = "U"
-) -> tuple[jax.Array, jax.Array, Points, Points]:
+    u: Potential,
+    cost: Cost,
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    *,
+    statistic: Statistic = "U",
+) -> tuple[jax.Array, jax.Array, Float[Array, "n d"], Float[Array, "m d"]]:
     """Energy distances of `T♯μ` to `ν` and of `S♯ν` to `μ`, and the images `T(x)`, `S(y)` (NCF, eq. for MMD)."""
     images = jax.vmap(lambda x: forward_map(u, cost, x))(x)
     preimages = jax.vmap(lambda y: backward_map(u, cost, y))(y)
@@ -275,29 +280,34 @@ def matching_loss(
 
 
 def path_points(
-    x: Points, images: Points, y: Points, preimages: Points, key: Key, n: int
-) -> tuple[jax.Array, Points]:
-    """`n` times and places on the current characteristics, half from either side, held fixed.
+    x: Float[Array, "n d"],
+    images: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    preimages: Float[Array, "m d"],
+    key: Key,
+    k: int,
+) -> tuple[Float[Array, "k"], Float[Array, "k d"]]:
+    """`k` times and places on the current characteristics, half from either side, held fixed.
 
     In high dimension a box is empty: its points never come near the paths, while the map is used on the paths only.
     """
     time_key, x_key, y_key = jax.random.split(key, 3)
-    t = jax.random.uniform(time_key, (n,), x.dtype)
-    half = n // 2
+    t = jax.random.uniform(time_key, (k,), x.dtype)
+    half = k // 2
     i = jax.random.randint(x_key, (half,), 0, len(x))
-    j = jax.random.randint(y_key, (n - half,), 0, len(y))
+    j = jax.random.randint(y_key, (k - half,), 0, len(y))
     s, r = t[:half, None], 1.0 - t[half:, None]
-    z = jnp.concatenate(
-        [x[i] + s * (images[i] - x[i]), y[j] + r * (preimages[j] - y[j])]
-    )
+    z = jnp.concatenate([x[i] + s * (images[i] - x[i]), y[j] + r * (preimages[j] - y[j])])
     return t, jax.lax.stop_gradient(z)
 
 
-def box_points(box: jax.Array, key: Key, n: int) -> tuple[jax.Array, Points]:
-    """`n` uniform times and places in `box = (lower, upper)`, shape (2, d), as published."""
+def box_points(
+    box: Float[Array, "2 d"], key: Key, k: int
+) -> tuple[Float[Array, "k"], Float[Array, "k d"]]:
+    """`k` uniform times and places in `box = (lower, upper)`, shape (2, d), as published."""
     time_key, place_key = jax.random.split(key)
-    t = jax.random.uniform(time_key, (n,), box.dtype)
-    unit = jax.random.uniform(place_key, (n, box.shape[1]), box.dtype)
+    t = jax.random.uniform(time_key, (k,), box.dtype)
+    unit = jax.random.uniform(place_key, (k, box.shape[1]), box.dtype)
     return t, box[0][None] + unit * (box[1] - box[0])[None]
 
 
@@ -335,9 +345,7 @@ def _check_options(method: CharacteristicMethod) -> None:
         "learning_rate",
         "between 0 and 10",
     )
-    expect(
-        _is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)"
-    )
+    expect(_is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
     expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
     expect(method.schedule in ("cosine", "constant"), "schedule", "cosine or constant")
     expect(method.statistic in ("U", "V"), "statistic", "'U' or 'V'")

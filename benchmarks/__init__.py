@@ -1,0 +1,1 @@
+"""Experiments behind the tables: `python -m benchmarks NAME`, see docs/benchmarks.md."""

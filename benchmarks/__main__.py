@@ -1,0 +1,58 @@
+"""`python -m benchmarks [NAME ...]`: run experiments, or `tables` to rewrite their tables."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import color, energy, gaussian, step, tables, throughput, toys
+from benchmarks.harness import RESULTS, Options
+
+EXPERIMENTS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (gaussian, toys, color, energy, step, throughput)
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{', '.join(EXPERIMENTS)}; tables; everything when left out",
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small, nothing is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--pairs", action="store_true", help="toys: also every toy to every other")
+    parser.add_argument("--data", type=Path, help="folder that holds color_transfer/pairs.csv")
+    parser.add_argument("--results", type=Path, help="where to write (default benchmarks/results)")
+    given = parser.parse_args(arguments)
+
+    names = given.names or [*EXPERIMENTS, "tables"]
+    if unknown := [name for name in names if name not in (*EXPERIMENTS, "tables")]:
+        parser.error(f"expected {', '.join(EXPERIMENTS)} or tables, found {' '.join(unknown)}")
+    if "color" in given.names and given.data is None:
+        parser.error("color needs --data, the folder that holds color_transfer/pairs.csv")
+    options = Options(
+        quick=given.quick,
+        seeds=tuple(given.seeds[:1] if given.quick else given.seeds),
+        only=given.only,
+        pairs=given.pairs,
+        data=given.data,
+        results=given.results or (None if given.quick else RESULTS),
+    )
+    for name in names:
+        if name == "color" and given.data is None:
+            print("color: skipped, it needs --data", file=sys.stderr)
+        elif name == "tables":
+            tables.rewrite(given.results or RESULTS)
+        else:
+            EXPERIMENTS[name].run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Other people's way to do the same thing, written with the same care."""

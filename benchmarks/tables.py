@@ -1,0 +1,52 @@
+"""Generated tables: no figure in the README or in `docs/` is typed by hand."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import color, energy, gaussian, step, throughput, toys
+from benchmarks.harness import RESULTS, ROOT
+
+TABLES: dict[str, Callable[[Path], str | None]] = {
+    "gaussian": gaussian.table,
+    "toys": toys.table,
+    "toys-pairs": toys.pairs_table,
+    "color": color.table,
+    "energy": energy.table,
+    "energy-memory": energy.memory_table,
+    "step": step.table,
+    "throughput": throughput.table,
+    "time": lambda results: "\n\n".join(
+        t for t in (step.table(results), throughput.table(results)) if t
+    ),
+}
+"""Each turns the folder of results into Markdown, or into nothing where there are none."""
+
+_MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def rewrite(results: Path = RESULTS, root: Path = ROOT) -> None:
+    """Fills in every marked table of the README and of `docs/*.md`."""
+    for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        old = page.read_text()
+        new = fill(old, results, page.name)
+        if new != old:
+            page.write_text(new)
+            print(f"{page.relative_to(root)}: rewritten")
+
+
+def fill(text: str, results: Path, name: str = "text") -> str:
+    """`text` with its marked tables replaced; a table without results is left as it is."""
+
+    def table(match: re.Match[str]) -> str:
+        start, which, end = match.groups()
+        content = TABLES[which](results) if which in TABLES else None
+        if not content:
+            print(f"{name}: nothing to show for table {which}, left as it is", file=sys.stderr)
+            return match.group()
+        return f"{start}{content}\n{end}"
+
+    return _MARKED.sub(table, text)

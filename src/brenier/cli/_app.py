@@ -1,0 +1,429 @@
+"""The commands themselves. Each imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import enum
+import re
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from brenier.cli._running import Commands, Interrupted, keep_compiled, print_json
+from brenier.errors import BrenierWarning, DivergenceError, InputError
+
+app = typer.Typer(
+    name="brenier",
+    cls=Commands,
+    help="Neural optimal transport through Hamilton-Jacobi equations.",
+    epilog="Points: .npy, .npz, .csv, .tsv, .parquet, .h5ad (one array of several: file.npz:name, "
+    "file.h5ad:X_pca). "
+    "Exit status: 0 done, 1 the work failed, 2 the input or the arguments are wrong.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_IN_MEMORY = 1 << 30  # bytes: a larger file of points stays on disk
+
+
+class Method(enum.StrEnum):
+    """The methods by their names on the command line."""
+
+    ncf = "ncf"
+    hjpinn = "hjpinn"
+
+
+class Preset(enum.StrEnum):
+    """What one option of a method switches."""
+
+    default = "default"
+    published = "published"
+
+
+def _duration(text: str) -> float:
+    """Seconds from `90`, `90s`, `1.5m` or `2h`."""
+    found = re.fullmatch(r"(\d+\.?\d*)\s*([smh]?)", text.strip().lower())
+    if not found or not 0 < float(found[1]) < 1e9:
+        raise typer.BadParameter(f"expected a time such as 60s, 2m or 1h, found {text!r}.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+MapFile = Annotated[Path, typer.Argument(metavar="MAP", help="A map written by `brenier fit`.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Points of the source.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="Points of the target.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same machine: same bits.")
+]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Planned optimiser steps; the method's own by default.")
+]
+TimeBudget = Annotated[
+    float | None,
+    typer.Option(
+        parser=_duration, metavar="TIME", help="For the whole fit: 60s, 2m, 1h; it ends in time."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors and the JSON.")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"brenier {version('brenier')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    # Both act before a command runs: see `Commands.main` and `_print_version`.
+    pass
+
+
+@app.command()
+def fit(
+    source: Source,
+    target: Target,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the map.")],
+    method: Annotated[Method, typer.Option(help="How to fit.")] = Method.ncf,
+    preset: Annotated[
+        Preset, typer.Option(help="Our recipe, or the one of the method's paper.")
+    ] = Preset.default,
+    seed: Seed = 0,
+    steps: Steps = None,
+    time_budget: TimeBudget = None,
+    validation: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of the points held out for the scores.")
+    ] = 0.1,
+    gaussian_start: Annotated[
+        bool, typer.Option("--gaussian-start", help="Start from the linear (Gaussian) map.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a map and its inverse to two files of points.
+
+    Ctrl-C keeps the best map so far: it is written, and the exit status is 0.
+    """
+    from brenier.points import check_output
+
+    _refuse_to_overwrite([out, checkpoint], [source, target])
+    check_output(out)
+    if checkpoint is not None:
+        if checkpoint.resolve() == out.resolve():
+            raise InputError(
+                f"Expected two files for --out and --checkpoint, found '{out}' for both."
+            )
+        check_output(checkpoint)
+
+    import jax
+
+    import brenier
+    from brenier.progress import FitProgress
+
+    keep_compiled()
+    problem = brenier.TransportProblem(_load(source), _load(target))
+    recipe = {Method.ncf: brenier.NCF, Method.hjpinn: brenier.HJPINN}[method](
+        preset=preset.value, gaussian_start=gaussian_start
+    )
+    title = (
+        f"{method.value}, dimension {problem.dim}, "
+        f"{problem.source.size} and {problem.target.size} points"
+    )
+    with FitProgress(title, quiet=quiet) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrenierWarning)  # the message below says it as well
+        try:
+            solution = brenier.fit(
+                problem,
+                recipe,
+                key=jax.random.key(seed),
+                steps=steps,
+                time_budget=time_budget,
+                validation=validation,
+                callbacks=[progress],
+                checkpoint=checkpoint,
+            )
+        except DivergenceError as error:
+            raise DivergenceError(
+                "The fit diverged: its loss became infinite or NaN, and nothing was written. "
+                "Try --preset default, --gaussian-start or another --seed.",
+                error.solution,
+            ) from error
+    if solution.status == "interrupted" and solution.info["steps"] == 0:
+        raise Interrupted("Interrupted before the first step; nothing was written.")
+    brenier.save(out, solution)
+    _report(
+        {
+            "files": [str(out)],
+            "status": solution.status,
+            "message": solution.message,
+            "scores": solution.scores,
+            "info": solution.info,
+        },
+        lambda: f"{solution.message}\n{_scores_line(solution.scores)}Wrote {out}.",
+        as_json,
+        quiet,
+    )
+
+
+@app.command()
+def transport(
+    map_file: MapFile,
+    points: Annotated[str, typer.Argument(metavar="POINTS", help="Points to move.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write them.")],
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="POINTS are of the target: move them back.")
+    ] = False,
+    time: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Where they are at this time: 0 source, 1 target."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Move points with a map.
+
+    They are worked through in blocks, so that memory does not grow with their number.
+    """
+    from brenier.points import check_points_output, read_blocks, write_points
+
+    check_points_output(out)
+    blocks = read_blocks(points)
+
+    import brenier
+
+    keep_compiled()
+    move = _mover(brenier.load(map_file).transport, inverse, time)
+    count = 0
+
+    def moved() -> Any:
+        nonlocal count
+        for block in blocks:
+            yield move(block)
+            count += len(block)
+
+    write_points(out, moved())
+    _report(
+        {"files": [str(out)], "points": count},
+        lambda: f"Moved {count} points.\nWrote {out}.",
+        as_json,
+        quiet,
+    )
+
+
+@app.command()
+def evaluate(
+    map_file: MapFile,
+    source: Source,
+    target: Target,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Score a map against sampling noise and simple maps.
+
+    Give it points that it was not fitted to.
+    """
+    from brenier.points import read_points
+
+    x, y = read_points(source), read_points(target)
+
+    import brenier
+    from brenier.cli._evaluate import BASELINES
+    from brenier.cli._evaluate import evaluate as score
+
+    keep_compiled()
+    scores = score(brenier.load(map_file), x, y, seed=seed)
+
+    def text() -> str:
+        bands = scores["noise_band"]
+        rows = [f"{'energy distance':18}{'forward':>12}{'backward':>12}{'/ noise':>10}"]
+        rows += [
+            f"{name.replace('_', ' '):18}{s['forward']:12.4g}{s['backward']:12.4g}{s['ratio']:10.3g}"
+            for name, s in ((name, scores[name]) for name in ("map", *BASELINES))
+        ]
+        rows += [
+            f"{'sampling noise':18}{bands['forward']:12.4g}{bands['backward']:12.4g}{1:10.3g}",
+            "",
+            f"round trip  {scores['round_trip']:.3g} of the variance",
+            f"dual value  {scores['dual_value']:.6g}",
+        ]
+        if scores["map_cost"] is not None:
+            rows.append(f"map cost    {scores['map_cost']:.6g} (the dual value, if optimal)")
+        return "\n".join([*rows, "", scores["verdict"]])
+
+    _report(scores, text, as_json)
+
+
+@app.command()
+def color(
+    picture_a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
+    picture_b: Annotated[Path, typer.Argument(metavar="B", help="Another picture.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write; made if missing.")],
+    seed: Seed = 0,
+    steps: Steps = None,
+    time_budget: TimeBudget = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give each of two pictures the colours of the other."""
+    from brenier.color import color_transfer
+    from brenier.progress import FitProgress
+
+    keep_compiled()
+    with FitProgress(f"{picture_a.name} and {picture_b.name}", quiet=quiet) as progress:
+        result = color_transfer(
+            picture_a,
+            picture_b,
+            out=out,
+            random_state=seed,
+            steps=steps,
+            time_budget=time_budget,
+            callbacks=[progress],
+        )
+    facts = result.to_dict()
+    pictures = list(facts["files"].values())
+    _report(
+        facts | {"files": pictures},
+        lambda: "\n".join([facts["fit"]["message"], *(f"Wrote {path}." for path in pictures)]),
+        as_json,
+        quiet,
+    )
+
+
+@app.command()
+def info(map_file: MapFile, as_json: Json = False) -> None:
+    """Say how a map was fitted and how good it is."""
+    import jax
+    import numpy as np
+
+    import brenier
+
+    solution = brenier.load(map_file)
+    arrays = (leaf for leaf in jax.tree.leaves(solution.transport) if hasattr(leaf, "shape"))
+    facts = {
+        "file": str(map_file),
+        "bytes": map_file.stat().st_size,
+        "dimension": solution.transport.dim,
+        "numbers": sum(int(np.prod(array.shape)) for array in arrays),
+        "status": solution.status,
+        "message": solution.message,
+        "scores": solution.scores,
+        "info": solution.info,
+    }
+
+    def text() -> str:
+        details = {"dimension": facts["dimension"], "numbers in the map": facts["numbers"]}
+        details |= {key: value for key, value in _flat(solution.info) if value is not None}
+        rows = [f"{name:28} {value}" for name, value in details.items()]
+        return "\n".join([solution.message, _scores_line(solution.scores), *rows])
+
+    _report(facts, text, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write; made if missing.")
+    ] = Path("demo-output"),
+    seed: Seed = 0,
+    steps: Steps = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Exchange the colours of two photographs, in a minute."""
+    from brenier.cli._demo import run_demo
+    from brenier.progress import FitProgress
+
+    keep_compiled()
+    with FitProgress("two photographs", quiet=quiet) as progress:
+        facts = run_demo(out, seed=seed, steps=steps, callbacks=[progress])
+    sheet, scores, report = facts["files"]["contact_sheet"], facts["scores_file"], facts["report"]
+    _report(
+        facts | {"files": list(facts["files"].values())},
+        lambda: (
+            f"{facts['fit']['message']}\n"
+            f"Open {sheet} to see both photographs before and after.\n"
+            f"Open {report} to read what was done and how good it is.\n"
+            f"Open {scores} to compute with the same numbers."
+        ),
+        as_json,
+        quiet,
+    )
+
+
+def _report(
+    facts: dict[str, Any], text: Callable[[], str], as_json: bool, quiet: bool = False
+) -> None:
+    """The result of a command on stdout."""
+    if as_json:
+        print_json(facts)
+    elif not quiet:
+        print(text())
+
+
+def _load(path: str) -> Any:
+    """Points in memory, where batches come from fastest, unless they are many."""
+    import numpy as np
+
+    from brenier.points import read_points
+
+    points = read_points(path)
+    return points if points.nbytes > _IN_MEMORY else np.array(points)
+
+
+def _mover(transport: Any, inverse: bool, time: float | None) -> Callable[[Any], Any]:
+    if time is None:
+        return transport.inverse if inverse else transport.forward
+    if inverse:
+        return lambda block: transport.interpolate_back(block, time)
+    return lambda block: transport.interpolate(block, time)
+
+
+def _refuse_to_overwrite(outputs: list[Path | None], inputs: list[str]) -> None:
+    for output in outputs:
+        for path in map(Path, inputs):
+            if output is not None and output.exists() and path.exists() and output.samefile(path):
+                raise InputError(
+                    f"Expected a new file to write to, found the input '{path}'; "
+                    "choose another name."
+                )
+
+
+def _scores_line(scores: dict[str, float]) -> str:
+    if not scores:
+        return ""
+    parts = (
+        f"{way} {scores[f'energy_{way}']:.3g} (noise {scores[f'band_{way}']:.3g}, "
+        f"linear map {scores[f'linear_{way}']:.3g})"
+        for way in ("forward", "backward")
+    )
+    return f"Held-out energy distance: {', '.join(parts)}.\n"
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Any:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name.replace('_', ' ')}", value

@@ -1,0 +1,119 @@
+"""Held-out samples and what they say about a map while it is being fitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from brenier.discrepancies import energy_distance
+from brenier.gaussian import GaussianPotential
+from brenier.metrics import noise_band
+from brenier.problem import TransportProblem
+from brenier.samplers import Sampler
+from brenier.transport import Transport
+from brenier.typing import Key
+
+MAX_HELD_OUT = 2048
+MIN_HELD_OUT = 32
+POOL = 100_000
+"""Samples behind moments, bounding boxes and the linear map."""
+
+WAYS = ("forward", "backward")
+
+
+def hold_out(sampler: Sampler, share: float, seed: int) -> tuple[Sampler, np.ndarray | None]:
+    """Split off `share` of a sampler's points, at most `MAX_HELD_OUT`; `None` where it would be too few."""
+    n = MAX_HELD_OUT if sampler.size is None else min(int(share * sampler.size), MAX_HELD_OUT)
+    if share == 0.0 or n < MIN_HELD_OUT:
+        return sampler, None
+    return sampler.split(n, seed)
+
+
+class HeldOut:
+    """Held-out samples of both sides, in the frame's coordinates, and the noise bands that belong to their sizes.
+
+    Args:
+        problem: the training samples, in the same coordinates.
+        x, y: held-out points (n, d) and (m, d).
+        scale: of the frame; scores are reported in the user's units.
+        key: of the permutations behind the noise bands.
+    """
+
+    def __init__(
+        self, problem: TransportProblem, x: jax.Array, y: jax.Array, scale: float, key: Key
+    ):
+        self.problem, self.x, self.y, self.scale = problem, x, y, scale
+        self.bands = {
+            "band_forward": self._band(problem.target, y, len(x), len(y), key),
+            "band_backward": self._band(problem.source, x, len(y), len(x), key),
+        }
+        self._compiled = jax.jit(_scores)
+
+    @staticmethod
+    def _band(sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> float:
+        pool = np.concatenate([np.asarray(held), sampler.pool(MAX_HELD_OUT, 0)])
+        return noise_band(pool, n, m, key=key)
+
+    def scores(self, transport: Transport) -> dict[str, float]:
+        """Energy distances both ways, their bands, the round trip and `ratio`.
+
+        `ratio` is the larger of both energy distances in units of its band: at most 1 for a match.
+        """
+        raw = {k: float(v) for k, v in self._compiled(transport, self.x, self.y).items()}
+        ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in WAYS]
+        scaled = {k: self.scale * raw[k] for k in ("energy_forward", "energy_backward")}
+        bands = {k: self.scale * v for k, v in self.bands.items()}
+        return scaled | bands | {"round_trip": raw["round_trip"], "ratio": max(ratios)}
+
+    def linear_scores(self) -> dict[str, float]:
+        """Energy distances of the linear (Gaussian) map between the training samples' moments."""
+        linear = GaussianPotential.from_samples(
+            self.problem.source.pool(POOL, 0), self.problem.target.pool(POOL, 0)
+        )
+        images = jnp.asarray(linear.forward(np.asarray(self.x)), self.x.dtype)
+        preimages = jnp.asarray(linear.inverse(np.asarray(self.y)), self.y.dtype)
+        distance = jax.jit(energy_distance)
+        return {
+            "linear_forward": self.scale * float(distance(images, self.y)),
+            "linear_backward": self.scale * float(distance(preimages, self.x)),
+        }
+
+
+def worse_than_linear(scores: dict[str, Any]) -> bool:
+    """Whether the linear map matches held-out samples better, by more than their noise."""
+    return any(
+        scores[f"energy_{way}"] > max(scores[f"linear_{way}"], scores[f"band_{way}"])
+        for way in WAYS
+    )
+
+
+def verdict(scores: dict[str, Any]) -> str:
+    """What the scores say, in plain sentences."""
+    if not scores:
+        return "Nothing was held out, so the map was not validated."
+    ratio = scores["ratio"]
+    words = (
+        "The map matches held-out samples within their noise."
+        if ratio <= 1.0
+        else f"The held-out energy distance is {ratio:.2g} times its noise band."
+    )
+    if worse_than_linear(scores):
+        words += " It is worse than the linear (Gaussian) map."
+    return words
+
+
+def _scores(transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    images, preimages = transport.forward(x), transport.inverse(y)
+    returned = transport.inverse(images)
+    return {
+        "energy_forward": energy_distance(images, y),
+        "energy_backward": energy_distance(preimages, x),
+        "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / jnp.sum(jnp.var(x, axis=0)),
+    }
+
+
+def _ratio(distance: float, band: float) -> float:
+    return distance / band if band > 0.0 else float("inf")

@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brenier.coordinates import Frame, FramedPotential
+from brenier.costs import Quadratic
+from brenier.gaussian import GaussianPotential
+from brenier.hamiltonian import implicit_residual, pde_residual
+from brenier.transport import CharacteristicTransport
+
+RNG = np.random.default_rng(0)
+ROOTS = RNG.normal(size=(2, 3, 3))
+MOMENTS = (
+    np.array([5.0, -3.0, 0.0]),
+    ROOTS[0] @ ROOTS[0].T + 0.3 * np.eye(3),
+    np.array([-2.0, 4.0, 8.0]),
+    ROOTS[1] @ ROOTS[1].T + 0.3 * np.eye(3),
+)
+
+
+@pytest.fixture(params=[True, False], ids=["own centres", "common centre"])
+def framed(request):
+    """The Gaussian oracle expressed in a frame, and the oracle itself."""
+    m0, S0, m1, S1 = MOMENTS
+    x = RNG.normal(size=(500, 3)) @ np.linalg.cholesky(S0).T + m0
+    y = RNG.normal(size=(400, 3)) @ np.linalg.cholesky(S1).T + m1
+    frame = Frame.from_samples(x, y, galilean=request.param)
+    s2 = float(frame.scale) ** 2
+    inner = GaussianPotential.from_moments(
+        frame.encode(0.0, m0), S0 / s2, frame.encode(1.0, m1), S1 / s2
+    )
+    return frame, inner, GaussianPotential.from_moments(*MOMENTS), x
+
+
+def test_samples_are_centred_with_unit_size(framed):
+    frame, _, _, x = framed
+    if np.any(frame.drift != 0.0):
+        np.testing.assert_allclose(frame.encode(0.0, x).mean(0), 0.0, atol=1e-12)
+    assert 0.3 < np.std(frame.encode(0.0, x)) < 3.0
+
+
+def test_encode_and_decode_invert_each_other(framed):
+    frame, _, _, x = framed
+    for t in (0.0, 0.25, 1.0):
+        np.testing.assert_allclose(frame.decode(t, frame.encode(t, x)), x, rtol=1e-12)
+        np.testing.assert_allclose(frame.encode(t, jnp.asarray(x)), frame.encode(t, x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_potential_and_velocity_are_those_of_the_original_problem(framed, t):
+    frame, inner, oracle, x = framed
+    u = FramedPotential(inner, frame)
+    points, time = jnp.asarray(x[:50]), jnp.asarray(t)
+    # Equal up to one constant for all t and x.
+    difference = jax.vmap(lambda x: u(time, x) - oracle(time, x))(points)
+    constant = u(jnp.zeros(()), points[0]) - oracle(jnp.zeros(()), points[0])
+    np.testing.assert_allclose(difference, constant, atol=1e-9)
+    transport = CharacteristicTransport(inner, frame, Quadratic())
+    v = jax.vmap(lambda x: jax.grad(oracle, argnums=1)(time, x))(points)
+    np.testing.assert_allclose(transport.velocity(t, points), v, atol=1e-10)
+    np.testing.assert_allclose(transport.velocity(t, x[:50]), v, atol=1e-10)
+
+
+def test_framed_potential_solves_the_equation(framed):
+    frame, inner, _, x = framed
+    u = FramedPotential(inner, frame)
+    point, t = jnp.asarray(x[0]), jnp.asarray(0.4)
+    assert abs(pde_residual(u, Quadratic(), t, point)) < 1e-9
+    assert abs(implicit_residual(u, Quadratic(), t, point, jnp.zeros(()))) < 1e-9
+    assert abs(implicit_residual(u, Quadratic(), t, point, jnp.ones(()))) < 1e-9
+
+
+def test_transport_equals_the_oracle(framed):
+    frame, inner, oracle, x = framed
+    transport = CharacteristicTransport(inner, frame, Quadratic())
+    images = transport.forward(x)
+    np.testing.assert_allclose(images, oracle.forward(x), atol=1e-10)
+    np.testing.assert_allclose(transport.inverse(images), x, atol=1e-10)
+    np.testing.assert_allclose(transport.interpolate(x, 0.25), 0.75 * x + 0.25 * images)
+    np.testing.assert_allclose(
+        transport.interpolate_back(images, 0.25), 0.75 * x + 0.25 * images, atol=1e-10
+    )
+    path = transport.trajectory(x, [0.0, 0.5, 1.0])
+    assert path.shape == (3, *x.shape)
+    np.testing.assert_allclose(path[0], x)
+    np.testing.assert_allclose(path[2], images)
+
+
+def test_a_large_offset_keeps_its_digits_in_float64():
+    x = RNG.normal(size=(200, 2)) + 1e6
+    frame = Frame.from_samples(x, x + 3.0, galilean=True)
+    zero = GaussianPotential.from_moments(np.zeros(2), np.eye(2), np.zeros(2), np.eye(2))
+    transport = CharacteristicTransport(
+        jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), zero), frame, Quadratic()
+    )
+    np.testing.assert_allclose(transport.forward(x) - x, 3.0, atol=1e-7)
+
+
+def test_points_without_spread_get_a_usable_scale():
+    x = np.full((10, 2), 7.0)
+    assert Frame.from_samples(x, x, galilean=True).scale == 1.0

@@ -1,0 +1,363 @@
+"""The loop, and one contract table over every method."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import brenier
+from brenier import HJPINN, NCF
+from brenier.coordinates import Frame
+from brenier.errors import BrenierWarning, DivergenceError, InputError, UnsupportedProblemError
+
+SMALL = {"widths": (16, 16, 8), "batch_size": 64, "collocation_size": 32, "steps": 60}
+METHODS = {
+    "ncf": NCF(**SMALL),
+    "ncf published": NCF(preset="published", **SMALL),
+    "ncf gaussian start": NCF(gaussian_start=True, **SMALL),
+    "ncf mlp": NCF(
+        network="mlp", collocation="mix", statistic="V", **{**SMALL, "widths": (16, 16)}
+    ),
+    "hjpinn": HJPINN(**SMALL),
+}
+RNG = np.random.default_rng(0)
+SOURCE = RNG.normal(size=(800, 2)).astype(np.float32)
+TARGET = (RNG.normal(size=(900, 2)) @ [[1.5, 0.4], [0.0, 0.7]] + [3.0, -1.0]).astype(np.float32)
+PROBLEM = brenier.TransportProblem(SOURCE, TARGET)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(autouse=True)
+def short_runs_may_be_bad():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrenierWarning)
+        yield
+
+
+@pytest.fixture(scope="module", params=METHODS, ids=lambda name: name)
+def solved(request):
+    method = METHODS[request.param]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrenierWarning)
+        return method, brenier.fit(PROBLEM, method, key=KEY, early_stopping=False)
+
+
+def leaves(tree):
+    return [np.asarray(a) for a in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+# -- the contract table ------------------------------------------------------------------------------------------
+
+
+def test_solution_is_complete(solved):
+    method, solution = solved
+    assert solution.info["steps"] == 60
+    assert solution.info["method"]["name"] == type(method).__name__
+    assert len(solution.history["loss"]) == 3
+    assert set(solution.scores) >= {"energy_forward", "band_backward", "linear_forward", "ratio"}
+    assert solution.info["timings"]["compile"] > 0.0
+    assert solution.transport.forward(SOURCE).shape == SOURCE.shape
+    assert solution.transport.forward(SOURCE).dtype == np.float32
+    assert hash(solution.info) == hash(solution.info)
+
+
+def test_same_key_same_bits(solved):
+    method, solution = solved
+    again = brenier.fit(PROBLEM, method, key=KEY, early_stopping=False)
+    assert_same_bits(again.transport, solution.transport)
+    other = brenier.fit(PROBLEM, method, key=jax.random.key(4), early_stopping=False)
+    assert np.abs(other.transport.forward(SOURCE) - solution.transport.forward(SOURCE)).max() > 0
+
+
+def test_jitted_equals_eager(solved):
+    method, _ = solved
+    key = jax.random.key(0)
+    x, y = jnp.asarray(SOURCE[:32], jnp.float32), jnp.asarray(TARGET[:32] - 3.0, jnp.float32)
+    problem = brenier.TransportProblem(np.asarray(x), np.asarray(y))
+    state = method.init(problem, key)
+
+    def step(state):
+        return method.step(problem, state, (x, y), key, jnp.asarray(0.5, jnp.float32))
+
+    compiled, metrics = jax.jit(step)(state)
+    with jax.disable_jit():
+        eager, eager_metrics = step(state)
+    np.testing.assert_allclose(metrics["loss"], eager_metrics["loss"], rtol=1e-4)
+    for a, b in zip(leaves(compiled.network), leaves(eager.network), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_chunks_compile_once(solved, monkeypatch):
+    method, _ = solved
+    count = []
+    original = type(method).step
+    monkeypatch.setattr(type(method), "step", lambda *args: count.append(1) or original(*args))
+    brenier.fit(PROBLEM, method, key=KEY, steps=110, early_stopping=False)
+    # Traced once for the shapes of its metrics and once in the loop; never again.
+    assert len(count) == 2
+
+
+def test_save_and_load(solved, tmp_path):
+    _, solution = solved
+    brenier.save(tmp_path / "map.brenier", solution)
+    loaded = brenier.load(tmp_path / "map.brenier")
+    assert_same_bits(loaded, solution)
+    assert (loaded.status, loaded.message, loaded.info) == (
+        solution.status,
+        solution.message,
+        solution.info,
+    )
+    np.testing.assert_array_equal(
+        loaded.transport.forward(SOURCE), solution.transport.forward(SOURCE)
+    )
+
+
+def test_stop_and_resume_equals_one_run(solved, tmp_path):
+    method, solution = solved
+    path = tmp_path / "run.checkpoint"
+    stop = brenier.fit(
+        PROBLEM,
+        method,
+        key=KEY,
+        early_stopping=False,
+        checkpoint=path,
+        checkpoint_every=0.0,
+        callbacks=[lambda event: event.step >= 25],
+    )
+    assert (stop.status, stop.info["steps"]) == ("stopped", 25)
+    resumed = brenier.fit(PROBLEM, method, key=KEY, early_stopping=False, checkpoint=path)
+    assert resumed.info["steps"] == 60
+    assert_same_bits(resumed.transport, solution.transport)
+    np.testing.assert_array_equal(resumed.history["loss"], solution.history["loss"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_precision_follows_the_data(solved, dtype):
+    method, _ = solved
+    problem = brenier.TransportProblem(SOURCE.astype(dtype), TARGET.astype(dtype))
+    solution = brenier.fit(problem, method, key=KEY, steps=5)
+    assert solution.info["dtype"] == np.dtype(dtype).name
+    assert leaves(solution.transport.network)[0].dtype == dtype
+    assert solution.transport.forward(SOURCE.astype(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"noise": 0.1}, "noise=0"), ({"state_cost": lambda x: 0.0}, "state_cost")],
+)
+def test_unsupported_problems_are_refused(solved, change, message):
+    method, _ = solved
+    with pytest.raises(UnsupportedProblemError, match=message):
+        brenier.fit(PROBLEM.replace(**change), method)
+
+
+def test_results_act_on_numpy_and_jax_alike(solved):
+    _, solution = solved
+    transport = solution.transport
+    x = jnp.asarray(SOURCE[:100])
+    assert isinstance(transport.forward(x), jax.Array)
+    np.testing.assert_allclose(transport.forward(x), transport.forward(SOURCE[:100]), atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(transport.inverse)(x), transport.inverse(SOURCE[:100]), atol=1e-5
+    )
+    gradient = jax.grad(solution.potential, argnums=1)(jnp.zeros((), x.dtype), x[0])
+    np.testing.assert_allclose(transport.forward(x[:1])[0] - x[0], gradient, atol=1e-5)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------
+
+
+def test_training_approaches_the_gaussian_map():
+    linear = brenier.GaussianPotential.from_samples(SOURCE, TARGET)
+    solution = brenier.fit(PROBLEM, NCF(**{**SMALL, "steps": 300, "batch_size": 256}), key=KEY)
+    error = np.mean((solution.transport.forward(SOURCE) - linear.forward(SOURCE)) ** 2)
+    assert error < 0.03 * np.var(TARGET - SOURCE[:1].repeat(900, 0), axis=0).mean()
+    returned = solution.transport.inverse(solution.transport.forward(SOURCE))
+    assert np.mean((returned - SOURCE) ** 2) < 0.03
+
+
+def test_gaussian_start_begins_at_the_linear_map():
+    solution = brenier.fit(
+        PROBLEM, NCF(gaussian_start=True, learning_rate=1e-12, **SMALL), steps=1, validation=0.0
+    )
+    linear = brenier.GaussianPotential.from_samples(SOURCE, TARGET)
+    np.testing.assert_allclose(
+        solution.transport.forward(SOURCE), linear.forward(SOURCE), atol=2e-5
+    )
+
+
+def test_a_translation_is_exact_before_training():
+    problem = brenier.TransportProblem(SOURCE, SOURCE + np.float32([40.0, -7.0]))
+    zero = brenier.networks.with_zero_head(
+        brenier.networks.DenseQuadratic(2, (8, 8), key=jax.random.key(0))
+    )
+    solution = brenier.fit(
+        problem, NCF(**{**SMALL, "network": zero, "learning_rate": 1e-12}), steps=1, validation=0.0
+    )
+    np.testing.assert_allclose(
+        solution.transport.forward(SOURCE) - SOURCE, np.tile([40.0, -7.0], (800, 1)), rtol=1e-5
+    )
+
+
+def test_divergence_keeps_the_last_good_map():
+    method = NCF(**{**SMALL, "optimizer": optax.sgd(1e6)})
+    with pytest.raises(DivergenceError, match="learning rate") as caught:
+        brenier.fit(PROBLEM, method, key=KEY)
+    assert np.isfinite(caught.value.solution.transport.forward(SOURCE)).all()
+    assert brenier.fit(PROBLEM, method, key=KEY, throw=False).status == "diverged"
+
+
+def test_a_keyboard_interrupt_returns_the_best_so_far():
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    solution = brenier.fit(PROBLEM, METHODS["ncf"], callbacks=[interrupt])
+    assert solution.status == "interrupted"
+    assert np.isfinite(solution.transport.forward(SOURCE)).all()
+
+
+def test_events_tell_what_happens():
+    events = []
+    brenier.fit(PROBLEM, METHODS["ncf"], callbacks=[events.append], early_stopping=False)
+    assert [e.step for e in events] == [25, 50, 60]
+    assert events[-1].progress == 1.0
+    assert events[0].scores is None
+    assert events[-1].scores is not None
+    assert set(events[0].metrics) == {"loss", "energy_forward", "energy_backward", "hj"}
+    assert events[1].transport().forward(SOURCE).shape == SOURCE.shape
+
+
+def test_a_time_budget_ends_the_run_with_its_schedule_done():
+    events = []
+    solution = brenier.fit(
+        PROBLEM, METHODS["ncf"], time_budget=12.0, callbacks=[events.append], early_stopping=False
+    )
+    assert solution.status in ("time_budget", "matched")
+    assert events[-1].progress == 1.0
+    assert solution.info["steps"] > 25
+
+
+def test_early_stopping_says_why():
+    stalled = brenier.fit(PROBLEM, NCF(**{**SMALL, "learning_rate": 1e-12}), key=KEY, steps=3000)
+    assert stalled.status == "stalled"
+    assert stalled.info["steps"] < 2500
+    matched = brenier.fit(PROBLEM, NCF(gaussian_start=True, **{**SMALL, "steps": 400}), key=KEY)
+    assert matched.status == "matched"
+    assert matched.info["steps"] < 400
+    assert matched.scores["ratio"] <= 1.0
+
+
+def test_a_map_worse_than_the_linear_one_warns():
+    with pytest.warns(BrenierWarning, match="worse than the linear"):
+        brenier.fit(PROBLEM, NCF(**{**SMALL, "learning_rate": 1e-12}), steps=1)
+
+
+def test_small_sides_are_not_held_out():
+    problem = brenier.TransportProblem(SOURCE[:5], TARGET[:7])
+    solution = brenier.fit(problem, METHODS["ncf"], steps=30)
+    assert solution.scores == {}
+    assert "not validated" in solution.message
+    assert np.isfinite(solution.transport.forward(SOURCE)).all()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: x * np.float64(1e-12),
+        lambda x: x * np.float64(1e12),
+        lambda x: x + np.float64(1e6),
+        lambda x: np.concatenate([x, x, x]),
+        lambda x: np.column_stack([x, np.full(len(x), 4.0)]),
+    ],
+    ids=["1e-12", "1e12", "offset", "duplicates", "constant column"],
+)
+def test_awkward_data_work(transform):
+    source, target = transform(SOURCE.astype(float)), transform(TARGET.astype(float))
+    with jax.enable_x64(False):
+        solution = brenier.fit(
+            brenier.TransportProblem(source, target), NCF(**SMALL), key=KEY, steps=200
+        )
+        images = solution.transport.forward(source)
+    linear = brenier.GaussianPotential.from_samples(source, target)
+    reference = np.sum((source - linear.forward(source)) ** 2)
+    assert np.sum((images - linear.forward(source)) ** 2) < 0.05 * reference
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"learning_rate": -1e-3}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"averaging": 1.0}, "averaging"),
+        ({"hj_weight": -1.0}, "hj_weight"),
+        ({"collocation": "circle"}, "collocation"),
+        ({"network": "transformer"}, "network"),
+        ({"optimizer": "magic"}, "optimizer"),
+        ({"preset": "best"}, "preset"),
+        ({"statistic": "W"}, "statistic"),
+    ],
+)
+def test_absurd_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        NCF(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"time_budget": -1.0}, "time_budget"),
+        ({"validation": 0.9}, "validation"),
+        ({"checkpoint_every": -1.0}, "checkpoint_every"),
+    ],
+)
+def test_absurd_arguments_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        brenier.fit(PROBLEM, METHODS["ncf"], **arguments)
+
+
+@pytest.mark.parametrize("time", [1.5, -0.1, float("nan")])
+def test_times_outside_the_interval_are_refused(solved, time):
+    _, solution = solved
+    with pytest.raises(InputError, match="between 0"):
+        solution.transport.interpolate(SOURCE, time)
+
+
+def test_points_of_another_dimension_are_refused(solved):
+    _, solution = solved
+    for points in (np.zeros((3, 5)), jnp.zeros((3, 5)), np.zeros(2)):
+        with pytest.raises(InputError, match="columns|shape"):
+            solution.transport.forward(points)
+
+
+def test_chunking_does_not_show(solved, monkeypatch):
+    _, solution = solved
+    whole = solution.transport.forward(SOURCE)
+    monkeypatch.setattr("brenier.transport.CHUNK", 37)
+    np.testing.assert_allclose(solution.transport.forward(SOURCE), whole, atol=1e-5)
+    np.testing.assert_allclose(solution.transport.forward(jnp.asarray(SOURCE)), whole, atol=1e-5)
+
+
+def test_no_points_give_no_points(solved):
+    _, solution = solved
+    assert solution.transport.forward(np.zeros((0, 2))).shape == (0, 2)
+
+
+def test_frame_is_used(solved):
+    method, solution = solved
+    identity = Frame.identity(2)
+    same = np.array_equal(solution.transport.frame.scale, identity.scale)
+    assert same == (not method.scale_inputs)
