@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import color, energy, gaussian, step, tables, throughput, toys
+from benchmarks import ablation, color, energy, gaussian, step, tables, throughput, toys
 from benchmarks.harness import RESULTS, Options
 
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (gaussian, toys, color, energy, step, throughput)
+    for module in (gaussian, ablation, toys, color, energy, step, throughput)
 }
 
 

@@ -57,7 +57,6 @@ REFERENCES = {
     "linear": "closed form from the samples",
     "identity": "identity",
 }
-Maps = tuple[HostMap, HostMap]
 
 
 def run(options: Options) -> None:
@@ -69,42 +68,67 @@ def run(options: Options) -> None:
                 _run_pair(options, dim, seed, wanted)
 
 
-def _run_pair(options: Options, dim: int, seed: int, cases: list[str]) -> None:
-    exact = brenier.datasets.gaussian_pair(dim, seed)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), dim), 5)
-    n = 2000 if options.quick else SAMPLES
-    x, y = np.asarray(exact.source(keys[0], n)), np.asarray(exact.target(keys[1], n))
-    fresh = np.asarray(exact.source(keys[2], FRESH)), np.asarray(exact.target(keys[3], FRESH))
+@dataclass(frozen=True)
+class Pair:
+    """One random pair, its samples `x`, `y` for the fit, and fresh points for the score."""
 
-    def report(case: str, maps: Maps, **facts: Any) -> None:
-        (forward, inverse), (x, y) = maps, fresh
-        scores = {
-            "uvp_forward": uvp(forward(x), exact.forward(x), total_variance(y)),
-            "uvp_backward": uvp(inverse(y), exact.inverse(y), total_variance(x)),
-        }
-        keep(options, "gaussian", {"method": case, "dim": dim}, seed, scores=scores, **facts)
+    exact: brenier.datasets.ExactProblem
+    x: np.ndarray
+    y: np.ndarray
+    fresh: tuple[np.ndarray, np.ndarray]
+    key: jax.Array
 
-    linear = brenier.GaussianPotential.from_samples(x, y)
-    references: dict[str, Maps] = {
-        "linear": (linear.forward, linear.inverse),
-        "identity": (lambda x: x, lambda y: y),
-    }
-    for case in cases:
-        if case in references:
-            report(case, references[case], seconds={})
-            continue
-        row = FITS[case]
-        length = {"steps": 4} if options.quick else {"time_budget": SECONDS[dim]}
-        problem = brenier.TransportProblem(x, y)
-        solution = brenier.fit(problem, row.method, key=keys[4], **length, **row.fit)
-        report(
-            case,
-            (on_host(solution.transport.forward), on_host(solution.transport.inverse)),
-            seconds=solution.info["timings"],
-            steps=solution.info["steps"],
-            status=solution.status,
-            settings=solution.info["method"],
+    @classmethod
+    def draw(cls, dim: int, seed: int, *, samples: int = SAMPLES) -> Pair:
+        exact = brenier.datasets.gaussian_pair(dim, seed)
+        *keys, fit_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), dim), 5)
+        x, y, *fresh = (
+            np.asarray(side(key, n))
+            for side, key, n in zip(
+                2 * (exact.source, exact.target),
+                keys,
+                (samples, samples, FRESH, FRESH),
+                strict=True,
+            )
         )
+        return cls(exact, x, y, (fresh[0], fresh[1]), fit_key)
+
+    def uvps(self, forward: HostMap, inverse: HostMap) -> dict[str, float]:
+        x, y = self.fresh
+        return {
+            "uvp_forward": uvp(forward(x), self.exact.forward(x), total_variance(y)),
+            "uvp_backward": uvp(inverse(y), self.exact.inverse(y), total_variance(x)),
+        }
+
+    def fit(
+        self, method: brenier.NCF | brenier.HJPINN, **arguments: Any
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Both UVPs of a fit, and what else is worth keeping of it."""
+        problem = brenier.TransportProblem(self.x, self.y)
+        solution = brenier.fit(problem, method, key=self.key, **arguments)
+        transport, info = solution.transport, solution.info
+        facts = {
+            "seconds": info["timings"],
+            "steps": info["steps"],
+            "status": solution.status,
+            "settings": info["method"],
+        }
+        return self.uvps(on_host(transport.forward), on_host(transport.inverse)), facts
+
+
+def _run_pair(options: Options, dim: int, seed: int, names: list[str]) -> None:
+    pair = Pair.draw(dim, seed, samples=2000 if options.quick else SAMPLES)
+    for name in names:
+        if name in FITS:
+            row = FITS[name]
+            length = {"steps": 4} if options.quick else {"time_budget": SECONDS[dim]}
+            scores, facts = pair.fit(row.method, **length, **row.fit)
+        elif name == "linear":
+            linear = brenier.GaussianPotential.from_samples(pair.x, pair.y)
+            scores, facts = pair.uvps(linear.forward, linear.inverse), {"seconds": {}}
+        else:
+            scores, facts = pair.uvps(lambda x: x, lambda y: y), {"seconds": {}}
+        keep(options, "gaussian", {"method": name, "dim": dim}, seed, scores=scores, **facts)
 
 
 def table(results: Path) -> str | None:
@@ -116,14 +140,14 @@ def table(results: Path) -> str | None:
     header += [f"d = {dim}, {SECONDS[dim]:.0f} s" for dim in dims]
     titles = {name: row.title for name, row in FITS.items()} | REFERENCES
     rows = [
-        [title, *(_cell(select(records, method=name, dim=dim)) for dim in dims)]
+        [title, *(uvp_cell(select(records, method=name, dim=dim)) for dim in dims)]
         for name, title in titles.items()
         if select(records, method=name)
     ]
     return f"{markdown(header, rows)}\n\n{conditions(records)}"
 
 
-def _cell(records: list[dict[str, Any]]) -> str:
+def uvp_cell(records: list[dict[str, Any]]) -> str:
     if not records:
         return "–"
     both = (values(records, f"uvp_{way}") for way in ("forward", "backward"))

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import color, energy, gaussian, step, throughput, toys
+from benchmarks import ablation, color, energy, gaussian, step, throughput, toys
 from benchmarks.harness import RESULTS, ROOT
 
 TABLES: dict[str, Callable[[Path], str | None]] = {
     "gaussian": gaussian.table,
+    "ncf-ablation": ablation.table,
     "toys": toys.table,
     "toys-pairs": toys.pairs_table,
     "color": color.table,

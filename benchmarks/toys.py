@@ -60,10 +60,14 @@ def run(options: Options) -> None:
             pair: _fit(options, *pair, seed) for pair in pairs if options.wants(_case(*pair))
         }
         if seed == options.seeds[0] and drawings.keys() >= set(AGAINST_GAUSSIAN):
-            figure = draw(drawings)
-            if options.results is not None:
-                FIGURE.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(FIGURE)
+            _save(draw(drawings), options)
+
+
+def _save(figure: matplotlib.figure.Figure, options: Options) -> None:
+    if options.results is not None:
+        path = options.results / "toys.png" if options.quick else FIGURE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
 
 
 def _case(source: str, target: str) -> dict[str, str]:
@@ -112,7 +116,11 @@ def _in_bands(points: np.ndarray, exact: np.ndarray, toy: str, key: jax.Array) -
 
 
 def table(results: Path) -> str | None:
-    return _table(load("toys", results), AGAINST_GAUSSIAN)
+    """The table, and for `docs/` the figure where there is one."""
+    text = _table(load("toys", results), AGAINST_GAUSSIAN)
+    if text and FIGURE.exists():
+        text += f"\n\n![Each toy from and to the Gaussian](images/{FIGURE.name})"
+    return text
 
 
 def pairs_table(results: Path) -> str | None:
@@ -157,7 +165,7 @@ def draw(drawings: dict[tuple[str, str], Drawing]) -> matplotlib.figure.Figure:
                 left = (block * len(captions) + column) * side + block * gap
                 bottom = (len(SHOWN) - 1 - row) * side
                 axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-                axes.set(xlim=(-2.9, 2.9), ylim=(-2.9, 2.9))
+                axes.set(xlim=(-2.8, 2.8), ylim=(-2.8, 2.8))
                 axes.set_axis_off()
                 if row == 0:
                     axes.set_title(caption, fontsize=13, color="#55555c", pad=6)

@@ -1,8 +1,15 @@
-"""Settings every test runs under: float64, strict shapes, typed calls, pictures without a screen."""
+"""What every test runs under: float64, strict shapes, typed calls, pictures without a screen."""
 
 import os
+from pathlib import Path
 
+# Read when they are imported, here and in the commands that tests start. Compiled programs are kept
+# between runs.
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import jaxtyping
@@ -14,20 +21,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Dtype promotion stays "standard": optax multiplies its integer step count with floats, which
 # "strict" refuses in every optimiser.
 
-# Shapes and types in signatures are checked at every call while the tests run, and only then. An int
-# may stand for a float, as everywhere in Python's typing. Modules that answer a wrong type with a
-# sentence of their own (fit, estimators, methods, ...) are left to do so.
+# Shapes and types in signatures are checked at every call while the tests run, and only then. An
+# int may stand for a float, as everywhere in Python's typing. Modules that answer a wrong type with
+# a sentence of their own (fit, estimators, methods, ...) are left to do so.
 typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-CHECKED = ("coordinates", "costs", "datasets", "discrepancies", "gaussian", "hamiltonian", "networks")
+CHECKED = (
+    "coordinates",
+    "costs",
+    "datasets",
+    "discrepancies",
+    "gaussian",
+    "hamiltonian",
+    "networks",
+)
 jaxtyping.install_import_hook([f"brenier.{name}" for name in CHECKED], f"{__name__}.typechecked")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs between runs, in the test processes and the commands they start."""
-    if config.cache is not None:
-        directory = str(config.cache.mkdir("jax"))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
-        jax.config.update("jax_compilation_cache_dir", directory)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,14 @@ from skimage.color import rgb2lab
 from skimage.exposure import match_histograms
 from sklearn.datasets import load_sample_images
 
-from brenier import BrenierWarning, DivergenceError, GaussianPotential, InputError, OutputError
+from brenier import (
+    BrenierWarning,
+    DivergenceError,
+    GaussianPotential,
+    InputError,
+    NCFTransport,
+    OutputError,
+)
 from brenier.color import (
     ColorImage,
     channel_histograms,
@@ -30,6 +37,7 @@ from brenier.color import (
     histogram_intersection,
     histogram_matching,
     images,
+    pipeline,
     read_image,
     reinhard,
     transfer,
@@ -98,7 +106,7 @@ class TestScores:
         assert h[0, :2].tolist() == [0.75, 0.25]
         assert h[1, 254:].tolist() == [0.25, 0.75]
         assert h[2, 7:10].tolist() == [0.5, 0.25, 0.25]
-        # Channels: {0: ¾, 1: ¼}, {254: ¼, 255: ¾}, {7: ½, 8: ¼, 9: ¼} against all pixels (0, 254, 8).
+        # Against (0, 254, 8) everywhere.
         other = np.full((2, 3), (0, 254, 8), np.uint8)
         assert histogram_intersection(pixels, other) == pytest.approx((0.75 + 0.25 + 0.25) / 3)
         assert emd_positions(pixels, other) == pytest.approx((0.25 + 0.75 + 0.75) / 3 / 255)
@@ -202,6 +210,7 @@ class TestRead:
         picture.putdata([0, 1])
         image = read_image(save(picture, transparency=0))
         assert image.pixels.tolist() == [[[10, 20, 30], [40, 50, 60]]]
+        assert image.alpha is not None
         assert image.alpha.tolist() == [[0, 255]]
 
     def test_fully_transparent(self, save):
@@ -338,9 +347,7 @@ class TestSamples:
 
 class TestTransfer:
     def test_identity_gives_the_same_bytes(self):
-        every_level = ColorImage(
-            np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3)
-        )
+        every_level = ColorImage(np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3))
         assert (transfer(every_level, lambda colors: colors) == every_level.pixels).all()
 
     def test_permuted_channels(self):
@@ -492,7 +499,22 @@ class TestColorTransfer:
                 color_transfer(*pictures, out=tmp_path / "out", transport=LinearTransport())
         assert not (tmp_path / "out").exists()
 
-    def test_options_of_the_default_estimator(self, pair, tmp_path):
+    def test_default_estimator_gets_its_options(self, pair, tmp_path, monkeypatch):
+        given = {}
+
+        def estimator(**options):
+            given.update(options)
+            return LinearTransport()
+
+        def watch(event):
+            pass
+
+        monkeypatch.setattr(pipeline, "NCFTransport", estimator)
+        options = {"steps": 7, "time_budget": 2.5, "random_state": 3}
+        color_transfer(*pair, out=tmp_path, callbacks=[watch], **options)
+        assert given == options | {"callbacks": (watch,)}
+
+    def test_options_of_the_default_estimator_need_it(self, pair, tmp_path):
         with pytest.raises(InputError, match="default estimator"):
             color_transfer(*pair, out=tmp_path, transport=LinearTransport(), steps=10)
 
@@ -533,8 +555,13 @@ def test_two_photographs(tmp_path):
     for name, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
         write_png(tmp_path / f"{name}.png", pixels[::4, ::4].copy())
     result = color_transfer(
-        tmp_path / "china.png", tmp_path / "flower.png", out=tmp_path, steps=600, samples=5_000
+        tmp_path / "china.png",
+        tmp_path / "flower.png",
+        out=tmp_path,
+        transport=NCFTransport(steps=600, batch_size=1_000, random_state=0),
+        samples=5_000,
     )
+    assert set(result.fit) == {"status", "message", "steps", "method"}
     for scores in result.scores.values():
         best = min(scores[name]["energy_distance"] for name in ("histogram_matching", "reinhard"))
         assert scores["brenier"]["energy_distance"] < 0.5 * best

@@ -18,19 +18,38 @@ EXAMPLES = {
 }
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the examples run, with the files they read."""
+    folder = tmp_path_factory.mktemp("docs")
+    problem = brenier.TransportProblem(*samples())
+    brenier.save(folder / "map.brenier", brenier.fit(problem, brenier.NCF(), steps=25))
+    return folder
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_run(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_examples_run(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     # The pages show calls; how well a fit of full length does is tested elsewhere.
     monkeypatch.setitem(PRESETS["default"], "steps", 25)
+    exec(EXAMPLES[name], dict(zip("XY", samples(), strict=True)))
+
+
+def samples():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(64, 2)), rng.normal(size=(64, 2)) + 1.0
-    brenier.save("map.brenier", brenier.fit(brenier.TransportProblem(x, y), brenier.NCF()))
-    exec(EXAMPLES[name], {"X": x, "Y": y})
+    return rng.normal(size=(64, 2)), rng.normal(size=(64, 2)) + 1.0
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", PAGES[name].read_text())
-    local = [link for link in links if "://" not in link]
-    assert [link for link in local if not (PAGES[name].parent / link).exists()] == []
+    links = re.findall(r"\]\((?![a-z]+:)([^)#\s]*)#?([^)\s]*)\)", PAGES[name].read_text())
+    for path, heading in links:
+        page = PAGES[name].parent / path if path else PAGES[name]
+        assert page.exists(), path
+        assert not heading or heading in headings(page), heading
+
+
+def headings(page):
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

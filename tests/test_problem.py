@@ -11,7 +11,7 @@ import brenier
 from brenier.errors import InputError
 from brenier.samplers import ArraySampler, FunctionSampler, MemmapSampler, as_sampler, check_points
 
-KEYS = jax.random.split(jax.random.key(0), 3)
+KEY = jax.random.key(0)
 POINTS = np.random.default_rng(0).normal(size=(500, 2))
 
 
@@ -37,12 +37,12 @@ def sources(mapped):
 @pytest.mark.parametrize("kind", ["array", "memmap", "path", "function", "numpy function"])
 def test_every_source_draws_reproducibly(kind, mapped):
     sampler = as_sampler(sources(mapped)[kind])
-    first, again = sampler.draw(KEYS, 64), sampler.draw(KEYS, 64)
+    first, again = sampler.draw(KEY, 5, 3, 64), sampler.draw(KEY, 5, 3, 64)
     assert first.shape == (3, 64, 2)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
     # One key, one batch: what a step sees does not depend on how steps are grouped.
-    np.testing.assert_array_equal(first[1], sampler.draw(KEYS[1:2], 64)[0])
+    np.testing.assert_array_equal(first[1], sampler.draw(KEY, 6, 1, 64)[0])
     assert abs(float(jnp.mean(first))) < 0.3
 
 
@@ -52,7 +52,7 @@ def test_held_out_rows_are_never_drawn(kind, mapped):
     assert rest.size == 400
     everything = np.concatenate([held_out, np.asarray(rest.pool(400, 0))])
     np.testing.assert_array_equal(np.unique(everything, axis=0), np.unique(POINTS, axis=0))
-    drawn = {tuple(p) for p in np.asarray(rest.draw(KEYS, 300)).reshape(-1, 2)}
+    drawn = {tuple(p) for p in np.asarray(rest.draw(KEY, 0, 3, 300)).reshape(-1, 2)}
     assert drawn.isdisjoint({tuple(p) for p in held_out})
 
 
@@ -61,13 +61,21 @@ def test_encoded_samples_are_in_other_coordinates(kind, mapped):
     sampler = as_sampler(sources(mapped)[kind])
     encoded = sampler.encoded(lambda x: 2.0 * x + 1.0, np.float32)
     np.testing.assert_allclose(
-        encoded.draw(KEYS, 32), 2.0 * sampler.draw(KEYS, 32) + 1.0, rtol=1e-6
+        encoded.draw(KEY, 0, 3, 32), 2.0 * sampler.draw(KEY, 0, 3, 32) + 1.0, rtol=1e-6
     )
-    assert encoded.draw(KEYS, 32).dtype == np.float32
+    assert encoded.draw(KEY, 0, 3, 32).dtype == np.float32
+
+
+def test_an_epoch_of_an_array_shows_every_row_once():
+    sampler = as_sampler(POINTS)
+    epochs = np.asarray(sampler.draw(KEY, 0, 10, 100)).reshape(2, 500, 2)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.unique(epoch, axis=0), np.unique(POINTS, axis=0))
+    assert not np.array_equal(*epochs)
 
 
 def test_a_small_set_is_used_whole():
-    batch = as_sampler(POINTS[:5]).draw(KEYS, 64)
+    batch = as_sampler(POINTS[:5]).draw(KEY, 0, 3, 64)
     assert batch.shape == (3, 5, 2)
     np.testing.assert_array_equal(batch[0], POINTS[:5])
 
@@ -102,7 +110,7 @@ def test_points_are_accepted(given, dtype):
 def test_read_only_points_are_accepted():
     points = POINTS.copy()
     points.setflags(write=False)
-    assert as_sampler(points).draw(KEYS, 8).shape == (3, 8, 2)
+    assert as_sampler(points).draw(KEY, 0, 3, 8).shape == (3, 8, 2)
 
 
 @pytest.mark.parametrize(

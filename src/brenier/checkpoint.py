@@ -60,34 +60,30 @@ def read_checkpoint(path: PathLike, like: State, fingerprint: Any) -> tuple[Stat
         >>> state, header = read_checkpoint("run.ckpt", state, {"seed": 0})  # doctest: +SKIP
     """
     header, tensors = read_container(path, "checkpoint")
+    was = header.get("fingerprint") if isinstance(header, dict) else None
+    # Compared as JSON gives it back: a tuple in the fingerprint is a list in the file.
+    _expect_same(path, "run", was, json.loads(json.dumps(fingerprint)))
     leaves = _leaves(like)
-    for what, was, now in (
-        (
-            "run",
-            header.get("fingerprint") if isinstance(header, dict) else None,
-            json.loads(json.dumps(fingerprint)),  # as it looks after a round trip
-        ),
-        (
-            "state",
-            {name: _layout(array) for name, array in tensors.items()},
-            {name: _layout(_raw(leaf)) for name, leaf in leaves.items() if _is_stored(leaf)},
-        ),
-    ):
-        if was != now:
-            raise FileFormatError(
-                f"'{path}' is a checkpoint of another {what}: {_difference(was, now)}. Go back to "
-                "the settings it was written with, give another path or delete it."
-            )
+    layout = {name: _layout(_raw(leaf)) for name, leaf in leaves.items() if _is_stored(leaf)}
+    _expect_same(path, "state", {name: _layout(array) for name, array in tensors.items()}, layout)
     restored = [
         _restore(tensors[name], leaf) if _is_stored(leaf) else leaf for name, leaf in leaves.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), restored), header
 
 
+def _expect_same(path: PathLike, what: str, was: Any, now: Any) -> None:
+    if was != now:
+        raise FileFormatError(
+            f"'{path}' is a checkpoint of another {what}: {_difference(was, now)}. Go back to the "
+            "settings it was written with, give another path or delete it."
+        )
+
+
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by a name that shows place and order, for example `3.network.head`."""
+    """Leaves by their place, for example `state[0].network.head`."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {f"{i}{jax.tree_util.keystr(path)}": leaf for i, (path, leaf) in enumerate(paths)}
+    return {f"state{jax.tree_util.keystr(path)}": leaf for path, leaf in paths}
 
 
 def _is_stored(leaf: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,19 @@ _DIFFERENCES_UP_TO = 4
 """Largest dimension where `|a - b|` is computed from differences: as fast there as a matrix
 product, and free of its cancellation, which is worst when close pairs are common."""
 
+# The fastest of the sizes measured at 2000 and 10 000 points, 2 to 64 dimensions, two CPU cores.
+_DISTANCES_AT_ONCE = 2**20
+_FEWEST_ROWS = 128
+_PROJECTIONS_AT_ONCE = 8
+
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-_Gradients = tuple[Array | None, Array | None]
-_T = TypeVar("_T")
+_Estimate = tuple[Array, tuple[Any, Any]]
+"""A value and its derivatives in the two samples, None for one that is not wanted."""
 
 
 def energy_distance(
-    x: ArrayLike, y: ArrayLike, *, statistic: Statistic = "U", chunk_size: int = 512
+    x: ArrayLike, y: ArrayLike, *, statistic: Statistic = "U", chunk_size: int | None = None
 ) -> Scalar:
     r"""Energy distance `2 E|X-Y| - E|X-X'| - E|Y-Y'|`, estimated from all pairs of points.
 
@@ -45,15 +50,16 @@ def energy_distance(
     is unbiased and may be negative. The V-statistic divides by `n²` and `m²`: it is the energy
     distance of the two empirical measures, at least zero up to round-off, and biased upwards.
 
-    Time is O(nmd), memory O(max(n, m) (chunk_size + d)). Points that coincide, or that round-off
+    Time is O((n+m)² d), memory O(max(n, m) (chunk_size + d)); in one dimension the points are
+    sorted instead, in O((n+m) log(n+m)). Points that coincide, or that round-off
     cannot tell apart, are at distance zero and pull on each other with zero force.
 
     Args:
         x: samples of the first law, shape `(n, d)`. At least two points for the U-statistic.
         y: samples of the second, shape `(m, d)`.
         statistic: "U" or "V".
-        chunk_size: rows of the distance matrix held in memory at a time. The result does not
-            depend on it, up to round-off.
+        chunk_size: rows of the distance matrix held in memory at a time, by default as many as
+            stay in cache. The result does not depend on it, up to round-off.
 
     Returns:
         The estimate, in the units of the points; float64 if one of the samples is, else float32.
@@ -75,9 +81,13 @@ def energy_distance(
         statistics in hypothesis testing".
     """
     x, y = _samples(x, y, statistic)
+    if chunk_size is None:
+        chunk_size = max(_FEWEST_ROWS, _DISTANCES_AT_ONCE // max(len(x), len(y)))
     if chunk_size < 1:
         raise InputError(f"Expected chunk_size of at least 1, found {chunk_size}.")
-    return _differentiable(partial(_pairwise, statistic=statistic, chunk=chunk_size), x, y, ())
+    if x.shape[1] == 1:
+        return _differentiable(partial(_sliced, statistic=statistic), x, y, jnp.ones_like(x[:1]))
+    return _differentiable(partial(_pairwise, statistic=statistic, chunk=chunk_size), x, y)
 
 
 def sliced_energy_distance(
@@ -123,8 +133,8 @@ def sliced_energy_distance(
     x, y = _samples(x, y, statistic)
     if projections < 1:
         raise InputError(f"Expected at least 1 projection, found {projections}.")
-    directions = jax.random.normal(key, (projections if x.shape[1] > 1 else 1, x.shape[1]), x.dtype)
-    directions = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+    d = x.shape[1]
+    directions = _random_directions(key, projections if d > 1 else 1, d, x.dtype)
     return _differentiable(partial(_sliced, statistic=statistic), x, y, directions)
 
 
@@ -150,31 +160,32 @@ def _samples(x: ArrayLike, y: ArrayLike, statistic: Statistic) -> tuple[Array, A
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(
-    estimator: Callable[..., tuple[Array, _Gradients]], x: Array, y: Array, constants: Array | tuple
-) -> Array:
-    """The value of `estimator(x, y, constants, wanted)`, which returns its gradients beside it."""
-    return estimator(x, y, constants, (False, False))[0]
+def _differentiable(estimator: Callable[..., _Estimate], x: Array, y: Array, *constants: Array):
+    """The value of `estimator`; its gradients, which come with the value, are the derivative."""
+    return estimator(x, y, *constants, wanted=(False, False))[0]
 
 
-def _forward(estimator, x, y, constants):
-    # With symbolic zeros JAX says which argument is being differentiated: in training only one is.
-    constants = jax.tree.map(lambda leaf: leaf.value, constants, is_leaf=lambda leaf: leaf != ())
-    return estimator(x.value, y.value, constants, (x.perturbed, y.perturbed))
+def _forward(estimator, x, y, *constants):
+    # Symbolic zeros tell which sample is being differentiated: in training only one of them is.
+    value, gradients = estimator(
+        x.value, y.value, *(c.value for c in constants), wanted=(x.perturbed, y.perturbed)
+    )
+    return value, (*gradients, *(None for _ in constants))
 
 
 def _backward(estimator, gradients, cotangent):
     del estimator
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None, None
-    return *(None if g is None else cotangent * g for g in gradients), None
+        return tuple(None for _ in gradients)
+    return tuple(None if g is None else cotangent * g for g in gradients)
 
 
 _differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _pairwise(x, y, constants, wanted, *, statistic, chunk):
-    del constants
+def _pairwise(
+    x: Array, y: Array, *, wanted: tuple[bool, bool], statistic: Statistic, chunk: int
+) -> _Estimate:
     n, m = len(x), len(y)
     left_out = 1 if statistic == "U" else 0
     # Distances do not change under a common shift, and are most accurate around the origin.
@@ -196,7 +207,7 @@ def _pairwise(x, y, constants, wanted, *, statistic, chunk):
 
 def _sum_of_distances(
     a: Points, b: Float[Array, "m d"], chunk: int, wanted: tuple[bool, bool], *, own: bool = False
-) -> tuple[Array, _Gradients]:
+) -> _Estimate:
     """`Σ_ij |a_i - b_j|` and its derivatives in `a` and in `b`, by blocks of rows.
 
     The derivative in `a_i` is `Σ_j (a_i - b_j) w_ij = a_i Σ_j w_ij - Σ_j w_ij b_j` with the inverse
@@ -222,7 +233,7 @@ def _sum_of_distances(
         # Without the barrier XLA computes the roots again for each of the sums below.
         distances = jax.lax.optimization_barrier(distances)
         inverse = jnp.where(distances > 0, 1.0 / jnp.where(distances > 0, distances, 1.0), 0.0)
-        gradient_a = None
+        gradient_a: Any = None
         if in_a:
             sums = jnp.sum(inverse, axis=1, keepdims=True)
             gradient_a = block * sums - _matmul(inverse, b)
@@ -232,38 +243,19 @@ def _sum_of_distances(
         return (total, gradient_b), gradient_a
 
     start = jnp.zeros((), a.dtype), jnp.zeros_like(columns) if in_b else None
-    (total, gradient_b), gradient_a = jax.lax.scan(step, start, (padded, index))
-    return total, (
-        gradient_a.reshape(blocks * rows, d)[:n] if in_a else None,
-        gradient_b.T if in_b else None,
-    )
+    sums: Any = jax.lax.scan(step, start, (padded, index))
+    (total, gradient_b), gradient_a = sums
+    gradient_a = gradient_a.reshape(blocks * rows, d)[:n] if in_a else None
+    return total, (gradient_a, gradient_b.T if in_b else None)
 
 
 def _sum_of_own_distances(a: Points, chunk: int) -> Array:
-    """`Σ_ij |a_i - a_j|` from half of the pairs.
-
-    The rows are an odd number of blocks in a ring; each block meets itself and the half of the
-    others that follows it, so that all steps have one shape.
-    """
-    n = len(a)
-    blocks = -(-n // chunk)
-    blocks += 1 - blocks % 2
-    rows = -(-n // blocks)
-    width = (blocks + 1) // 2 * rows
-    ring = jnp.pad(a, ((0, blocks * rows - n), (0, 0))).T
-    ring = jnp.concatenate([ring, ring[:, : width - rows]], axis=1)
-    column = jnp.arange(width)
-    twice = jnp.where(column < rows, 1.0, 2.0).astype(a.dtype)
-
-    def step(total, block):
-        columns = jax.lax.dynamic_slice_in_dim(ring, block * rows, width, axis=1)
-        index = (block * rows + column) % (blocks * rows)
-        counted = (column[:rows, None] != column[None, :]) & (index < n)[None, :]
-        counted = counted & (index[:rows] < n)[:, None]
-        distances = _distances(columns[:, :rows].T, columns, counted)
-        return total + jnp.sum(jnp.sum(distances * twice[None, :], axis=1)), None
-
-    return jax.lax.scan(step, jnp.zeros((), a.dtype), jnp.arange(blocks))[0]
+    """`Σ_ij |a_i - a_j|`, saving a quarter of the work by its symmetry."""
+    if len(a) < 2 * chunk:
+        return _sum_of_distances(a, a, chunk, (False, False), own=True)[0]
+    first, second = jnp.array_split(a, 2)
+    within = (_sum_of_distances(h, h, chunk, (False, False), own=True)[0] for h in (first, second))
+    return sum(within, 2.0 * _sum_of_distances(first, second, chunk, (False, False))[0])
 
 
 def _distances(
@@ -278,34 +270,75 @@ def _distances(
     else:
         norms = jnp.sum(a * a, axis=1)[:, None] + jnp.sum(columns * columns, axis=0)[None, :]
         squared = norms - 2.0 * _matmul(a, columns)
-        counted = counted & (squared > 8.0 * float(jnp.finfo(a.dtype).eps) * norms)
+        # twice the round-off seen between equal points (5 to 3072 dimensions, with offsets)
+        noise = (8.0 + math.sqrt(len(columns))) * float(jnp.finfo(a.dtype).eps)
+        counted = counted & (squared > noise * norms)
     # The root is taken where it is smooth, so that derivatives of every order stay finite.
     return jnp.where(counted, jnp.sqrt(jnp.where(counted, squared, 1.0)), 0.0)
 
 
-def _sliced(x, y, directions, wanted, *, statistic):
-    n, m, d = len(x), len(y), x.shape[1]
-    scale = math.sqrt(math.pi) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
-    scale = scale / len(directions)
+def _random_directions(key: Key, number: int, d: int, dtype) -> Float[Array, "number d"]:
+    """Directions in random orthonormal frames: each one uniform, together more even than chance."""
+    size = min(d, number)
+    gaussian = jax.random.normal(key, (-(-number // size), d, size), dtype)
+    frames = jnp.swapaxes(jnp.linalg.qr(gaussian)[0], 1, 2)
+    return frames.reshape(-1, d)[:number]
+
+
+def _sliced(
+    x: Array, y: Array, directions: Points, *, wanted: tuple[bool, bool], statistic: Statistic
+) -> _Estimate:
+    del wanted  # the gradient is a by-product of the value
+    (number, d), n, m = directions.shape, len(x), len(y)
+    left_out = 1 if statistic == "U" else 0
     middle = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
-    columns = jnp.concatenate([x - middle, y - middle]).T
+    x, y = x - middle, y - middle
 
-    def on_line(direction):
-        projected = _matmul(direction[None, :], columns)[0]
-        position, order = jax.lax.sort((projected, jnp.arange(n + m)), num_keys=1)
-        from_x = (order < n).astype(x.dtype)
-        f, g = jnp.cumsum(from_x)[:-1] / n, jnp.cumsum(1.0 - from_x)[:-1] / m
-        density = 2.0 * (f - g) ** 2
-        if statistic == "U":
-            density = density - 2.0 / (n - 1) * f * (1.0 - f) - 2.0 / (m - 1) * g * (1.0 - g)
-        value = jnp.sum(density * jnp.diff(position))
-        slope = -jnp.diff(density, prepend=0.0, append=0.0)
-        return value, jnp.zeros_like(slope).at[order].set(slope, unique_indices=True)
+    def derivatives(lines):
+        a, b = lines
+        sorted_a, sorted_b = _sorted(a), _sorted(b)
+        within_a = _mean_sign(a, sorted_a) * (n / max(n - left_out, 1))
+        within_b = _mean_sign(b, sorted_b) * (m / max(m - left_out, 1))
+        return (
+            2.0 / n * (_mean_sign(a, sorted_b) - within_a),
+            2.0 / m * (_mean_sign(b, sorted_a) - within_b),
+        )
 
-    def step(carry, direction):
-        value, gradient = on_line(direction)
-        return (carry[0] + value, carry[1] + gradient[:, None] * direction[None, :]), None
+    def step(carry, group):
+        value, gradient_x, gradient_y = carry
+        a, b = _matmul(group, x.T), _matmul(group, y.T)
+        slope_a, slope_b = jax.lax.map(derivatives, (a, b))
+        # |.| is homogeneous: by Euler's theorem the energy distance is z . dE/dz
+        return (
+            value + jnp.sum(a * slope_a) + jnp.sum(b * slope_b),
+            gradient_x + _matmul(slope_a.T, group),
+            gradient_y + _matmul(slope_b.T, group),
+        ), None
 
-    start = (jnp.zeros((), x.dtype), jnp.zeros_like(columns.T))
-    (value, gradient), _ = jax.lax.scan(step, start, directions)
-    return scale * value, (scale * gradient[:n], scale * gradient[n:])
+    group_size = min(number, _PROJECTIONS_AT_ONCE)
+    # zero directions fill the last group: all points coincide there and nothing is added
+    padded = jnp.pad(directions, ((0, -number % group_size), (0, 0)))
+    start = jnp.zeros((), x.dtype), jnp.zeros_like(x), jnp.zeros_like(y)
+    sums, _ = jax.lax.scan(step, start, padded.reshape(-1, group_size, d))
+    scale = math.sqrt(math.pi) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2)) / number
+    value, gradient_x, gradient_y = (scale * total for total in sums)
+    return value, (gradient_x, gradient_y)
+
+
+def _mean_sign(z: Float[Array, "n"], ordered: Float[Array, "m"]) -> Float[Array, "n"]:
+    """`mean_j sign(z_i - s_j)` for sorted `s`, zero for the `s_j` equal to `z_i`."""
+    below = jnp.searchsorted(ordered, z, side="left")
+    up_to = jnp.searchsorted(ordered, z, side="right")
+    return (below + up_to).astype(z.dtype) / len(ordered) - 1.0
+
+
+def _sorted(z: Float[Array, "n"]) -> Float[Array, "n"]:
+    """Sort by the bits as integers, which XLA does several times faster than as floats on CPU."""
+    integer = jnp.int64 if z.dtype.itemsize == 8 else jnp.int32
+    bits = jax.lax.bitcast_convert_type(z, integer)
+
+    def flip(bits):
+        """Map bits of floats to integers of the same order, and back."""
+        return bits ^ ((bits >> (8 * z.dtype.itemsize - 1)) & jnp.iinfo(integer).max)
+
+    return jax.lax.bitcast_convert_type(flip(jnp.sort(flip(bits))), z.dtype)

@@ -230,18 +230,14 @@ class _Run:
     def _chunk(self) -> dict[str, float]:
         p = self.progress
         n = min(CHUNK, p.last_step - p.step)
-        steps = jnp.arange(CHUNK) + p.step
-
-        def keys(purpose: int) -> jax.Array:
-            return jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(self.key, purpose)))(
-                steps
-            )
-
+        source_key, target_key, step_key = (
+            jax.random.fold_in(self.key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
+        )
         arguments = (
             self.state,
-            self.inner.source.draw(keys(_SOURCE), self.method.batch),
-            self.inner.target.draw(keys(_TARGET), self.method.batch),
-            keys(_STEP),
+            self.inner.source.draw(source_key, p.step, CHUNK, self.method.batch),
+            self.inner.target.draw(target_key, p.step, CHUNK, self.method.batch),
+            jax.vmap(partial(jax.random.fold_in, step_key))(p.step + jnp.arange(CHUNK)),
             jnp.asarray(n, jnp.int32),
             jnp.asarray(p.position, self.dtype),
             jnp.asarray(p.slope, self.dtype),
@@ -409,7 +405,7 @@ class _Run:
         both = self.problem.source.digest() + self.problem.target.digest()
         return hashlib.sha256(both.encode()).hexdigest()[:16]
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
         facts = {
             "method": self.method.describe(),
@@ -422,7 +418,7 @@ class _Run:
             "dtype": np.dtype(self.dtype).name,
             "version": _versions()["brenier"],
         }
-        return json.dumps(facts, sort_keys=True, default=str)
+        return json.loads(json.dumps(facts, default=str))
 
     def save(self, path: Path) -> None:
         self.progress.elapsed = self._elapsed()

@@ -58,7 +58,7 @@ class FitProgress:
         self._live = Live(
             self._view("compiling"), console=console, transient=True, redirect_stdout=False
         )
-        self._live.start()
+        self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -95,10 +95,11 @@ class Sampler(abc.ABC):
     dtype: np.dtype
 
     @abc.abstractmethod
-    def draw(self, keys: jax.Array, n: int) -> jax.Array:
-        """One batch per key, shape (len(keys), min(n, size), d).
+    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+        """The batches of steps `start` to `start + count`, shape (count, min(n, size), d).
 
-        A set of at most `n` points is returned whole every time: a full batch has no sampling noise.
+        The batch of a step depends on the key and the step alone, not on how steps are grouped. A set of at most
+        `n` points is returned whole every time: a full batch has no sampling noise.
         """
 
     @abc.abstractmethod
@@ -123,18 +124,33 @@ class Sampler(abc.ABC):
 
 
 class ArraySampler(Sampler):
-    """Uniform draws, with replacement, from the rows of an array in memory."""
+    """Batches of the rows of an array in memory, reshuffled every epoch.
+
+    Within an epoch no row comes twice, so the sampling noise of consecutive steps cancels.
+    """
 
     def __init__(self, array: np.ndarray):
         self.array = array
         self.size, self.dim = array.shape
         self.dtype = array.dtype
         self._device: jax.Array | None = None
+        self._order: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
 
-    def draw(self, keys: jax.Array, n: int) -> jax.Array:
+    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+        n = self.batch(n)
         if self._device is None:
             self._device = jnp.asarray(self.array)
-        return _draw_rows(self._device, keys, self.batch(n))
+        if n == len(self.array):
+            return jnp.broadcast_to(self._device, (count, *self.array.shape))
+        rows = np.stack([self._rows(key, step, n) for step in range(start, start + count)])
+        return self._device[rows]
+
+    def _rows(self, key: Key, step: int, n: int) -> np.ndarray:
+        epoch, batch = divmod(step, len(self.array) // n)
+        seed = (*np.asarray(jax.random.key_data(key)).tolist(), epoch)
+        if self._order[0] != seed:
+            self._order = (seed, np.random.default_rng(seed).permutation(len(self.array)))
+        return self._order[1][batch * n : (batch + 1) * n]
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         if n >= len(self.array):
@@ -177,17 +193,14 @@ class MemmapSampler(Sampler):
         check_finite(rows, self._name)
         return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
 
-    def draw(self, keys: jax.Array, n: int) -> jax.Array:
+    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
         n = self.batch(n)
         if n == self.size:
             everything = self._rows(np.arange(n))
-            return jnp.broadcast_to(everything, (len(keys), *everything.shape))
-        seeds = np.asarray(jax.random.key_data(keys))
-        return jnp.asarray(
-            np.stack(
-                [self._rows(np.random.default_rng(s).integers(self.size, size=n)) for s in seeds]
-            )
-        )
+            return jnp.broadcast_to(everything, (count, *everything.shape))
+        seed = np.asarray(jax.random.key_data(key)).tolist()
+        generators = (np.random.default_rng((*seed, start + i)) for i in range(count))
+        return jnp.asarray(np.stack([self._rows(g.integers(self.size, size=n)) for g in generators]))
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
@@ -232,13 +245,14 @@ class FunctionSampler(Sampler):
             jax.eval_shape(lambda key: self._batch(key, 16), jax.random.key(0))
         except Exception:  # Whatever stops the trace, the eager call below just worked.
             self._traceable = False
-        self._draws: dict[int, Callable[[Key], jax.Array]] = {}
+        self._draws: dict[int, Callable[[jax.Array], jax.Array]] = {}
 
     def _batch(self, key: Key, n: int) -> jax.Array:
         x = jnp.asarray(self._function(key, n))
         return jnp.asarray(x if self._encode is None else self._encode(x), self.dtype)
 
-    def draw(self, keys: jax.Array, n: int) -> jax.Array:
+    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+        keys = jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count))
         if not self._traceable:
             return jnp.stack([self._batch(key, n) for key in keys])
         if n not in self._draws:
@@ -298,14 +312,6 @@ def _map_file(path: str | os.PathLike[str], name: str) -> np.memmap:
         raise InputError(
             f"{name}: {os.fspath(path)} is not a readable .npy file ({error})."
         ) from None
-
-
-@partial(jax.jit, static_argnums=2)
-def _draw_rows(array: jax.Array, keys: jax.Array, n: int) -> jax.Array:
-    if n == len(array):
-        return jnp.broadcast_to(array, (len(keys), *array.shape))
-    rows = jax.vmap(lambda key: jax.random.randint(key, (n,), 0, len(array)))(keys)
-    return array[rows]
 
 
 def _hash(data: bytes, kind: str) -> str:

@@ -33,7 +33,7 @@ class Transport(eqx.Module):
     @property
     @abc.abstractmethod
     def dim(self) -> int:
-        """d."""
+        """Dimension d of the points."""
 
     @property
     @abc.abstractmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import re
-import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from brenier.cli._running import Commands, Interrupted, keep_compiled, print_json
-from brenier.errors import BrenierWarning, DivergenceError, InputError
+from brenier.errors import InputError
 
 app = typer.Typer(
     name="brenier",
@@ -53,14 +52,37 @@ def _duration(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+def _number(kind: type, low: float, high: float, expected: str) -> dict[str, Any]:
+    """Options of a number in a range; the parser's own messages do not say what was found."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise typer.BadParameter(f"expected {expected}, found {str(text)!r}.")
+        return value
+
+    return {"parser": parse, "metavar": "N" if kind is int else "X"}
+
+
 MapFile = Annotated[Path, typer.Argument(metavar="MAP", help="A map written by `brenier fit`.")]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Points of the source.")]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="Points of the target.")]
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same machine: same bits.")
+    int,
+    typer.Option(
+        **_number(int, 0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+        help="Same seed, same machine: same bits.",
+    ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(min=1, help="Planned optimiser steps; the method's own by default.")
+    int | None,
+    typer.Option(
+        **_number(int, 1, 10**12, "a whole number of at least 1"),
+        help="Planned optimiser steps; the method's own by default.",
+    ),
 ]
 TimeBudget = Annotated[
     float | None,
@@ -110,7 +132,11 @@ def fit(
     steps: Steps = None,
     time_budget: TimeBudget = None,
     validation: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of the points held out for the scores.")
+        float,
+        typer.Option(
+            **_number(float, 0.0, 0.5, "a share from 0 to 0.5"),
+            help="Share of the points held out for the scores.",
+        ),
     ] = 0.1,
     gaussian_start: Annotated[
         bool, typer.Option("--gaussian-start", help="Start from the linear (Gaussian) map.")
@@ -151,25 +177,17 @@ def fit(
         f"{method.value}, dimension {problem.dim}, "
         f"{problem.source.size} and {problem.target.size} points"
     )
-    with FitProgress(title, quiet=quiet) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", BrenierWarning)  # the message below says it as well
-        try:
-            solution = brenier.fit(
-                problem,
-                recipe,
-                key=jax.random.key(seed),
-                steps=steps,
-                time_budget=time_budget,
-                validation=validation,
-                callbacks=[progress],
-                checkpoint=checkpoint,
-            )
-        except DivergenceError as error:
-            raise DivergenceError(
-                "The fit diverged: its loss became infinite or NaN, and nothing was written. "
-                "Try --preset default, --gaussian-start or another --seed.",
-                error.solution,
-            ) from error
+    with FitProgress(title, quiet=quiet) as progress:
+        solution = brenier.fit(
+            problem,
+            recipe,
+            key=jax.random.key(seed),
+            steps=steps,
+            time_budget=time_budget,
+            validation=validation,
+            callbacks=[progress],
+            checkpoint=checkpoint,
+        )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
     brenier.save(out, solution)
@@ -197,7 +215,10 @@ def transport(
     ] = False,
     time: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Where they are at this time: 0 source, 1 target."),
+        typer.Option(
+            **_number(float, 0.0, 1.0, "a time from 0 (source) to 1 (target)"),
+            help="Where they are at this time, from 0 (source) to 1 (target).",
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -256,14 +277,14 @@ def evaluate(
     scores = score(brenier.load(map_file), x, y, seed=seed)
 
     def text() -> str:
-        bands = scores["noise_band"]
+        lines = {name.replace("_", " "): scores[name] for name in ("map", *BASELINES)}
+        lines["sampling noise"] = scores["noise_band"] | {"ratio": 1.0}
         rows = [f"{'energy distance':18}{'forward':>12}{'backward':>12}{'/ noise':>10}"]
         rows += [
-            f"{name.replace('_', ' '):18}{s['forward']:12.4g}{s['backward']:12.4g}{s['ratio']:10.3g}"
-            for name, s in ((name, scores[name]) for name in ("map", *BASELINES))
+            f"{name:18}{s['forward']:12.4g}{s['backward']:12.4g}{s['ratio']:10.3g}"
+            for name, s in lines.items()
         ]
         rows += [
-            f"{'sampling noise':18}{bands['forward']:12.4g}{bands['backward']:12.4g}{1:10.3g}",
             "",
             f"round trip  {scores['round_trip']:.3g} of the variance",
             f"dual value  {scores['dual_value']:.6g}",

@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_image
 
 from brenier.callbacks import Callback
 from brenier.color import color_transfer, write_png
+from brenier.errors import OutputError
 from brenier.files import atomic_write
 
 PHOTOGRAPHS = ("china", "flower")
@@ -39,14 +40,23 @@ def run_demo(
     """Write the photographs, both in each other's colours, a contact sheet, scores and a report.
 
     Args:
-        folder: where to; it exists.
+        folder: where to; created where missing.
         seed: of all randomness.
         steps: planned optimiser steps.
         callbacks: watch the fit.
 
     Returns:
-        The facts of the colour transfer, JSON-able; `files` lists every picture.
+        The facts of the colour transfer, JSON-able, and the path of the `report`.
+
+    Raises:
+        OutputError: the folder or a file cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot create the folder '{folder}': {error.strerror}; choose another one."
+        ) from error
     originals = [folder / f"{name}.png" for name in PHOTOGRAPHS]
     for path, name in zip(originals, PHOTOGRAPHS, strict=True):
         write_png(path, load_sample_image(f"{name}.jpg"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from brenier.errors import BrenierError, BrenierWarning, InputError
+from brenier.errors import BrenierError, BrenierWarning, DivergenceError, InputError
 
 DONE, FAILED, WRONG_INPUT = 0, 1, 2
 
@@ -66,11 +66,20 @@ def _explain(error: Exception, arguments: list[str]) -> int:
         # The reader of stdout has left; Python would complain about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    if isinstance(error, BrenierError):
+    if isinstance(error, DivergenceError) and error.solution is not None:
+        # The error's own advice is about arguments that only Python has.
+        status = FAILED
+        message = (
+            "The fit diverged: its loss became infinite or NaN, and nothing was written; "
+            "try the default preset, fewer steps or another --seed."
+        )
+    elif isinstance(error, BrenierError):
         status = WRONG_INPUT if isinstance(error, InputError) else FAILED
         message = str(error)
     elif describe := getattr(error, "format_message", None):  # the parser's own errors
         status, message = WRONG_INPUT, describe()
+        if context := getattr(error, "ctx", None):
+            message = f"{message.strip()} Try `{context.command_path} --help`."
     elif isinstance(error, MemoryError):
         status = FAILED
         message = "Expected enough memory, found too little; use fewer points or smaller pictures."
@@ -92,13 +101,15 @@ def _explain(error: Exception, arguments: list[str]) -> int:
 
 
 def _show_only_ours() -> None:
-    """Warnings of the library in one line each; those of its dependencies are for its developers."""
+    """Warnings of the library in a line each; those of its dependencies are for developers."""
 
     def show(message: Warning | str, *_: Any) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", BrenierWarning)
+    # The message of a fit: every command that fits reports it with the result.
+    warnings.filterwarnings("ignore", "Stopped after", BrenierWarning)
     warnings.showwarning = show
 
 

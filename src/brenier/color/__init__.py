@@ -1,4 +1,4 @@
-"""Colour transfer: give one picture the colours of another, and the other way round, with one map."""
+"""Colour transfer: two pictures exchange their colours, with one map and its inverse."""
 
 from brenier.color.baselines import histogram_matching as histogram_matching
 from brenier.color.baselines import reinhard as reinhard

@@ -15,10 +15,10 @@ _MOMENT_PIXELS = 1_000_000
 
 
 def histogram_matching(source: ColorImage, target: ColorImage) -> np.ndarray:
-    """The visible pixels of `source`, (n, 3), each channel matched on its own to that of `target`.
+    """The visible pixels of `source`, (n, 3), each channel matched on its own to `target`.
 
-    The map of `skimage.exposure.match_histograms`, as a table of the 256 levels so that memory stays small,
-    and rounded where that function truncates 8-bit pictures.
+    The map of `skimage.exposure.match_histograms`, as a table of the 256 levels so that memory
+    stays small, and rounded where that function truncates 8-bit pictures.
     """
     pixels = source.visible()
     matched = np.empty_like(pixels)
@@ -31,10 +31,11 @@ def histogram_matching(source: ColorImage, target: ColorImage) -> np.ndarray:
 
 
 def reinhard(source: ColorImage, target: ColorImage) -> np.ndarray:
-    """The visible pixels of `source`, (n, 3), with the CIELAB means and standard deviations of `target`.
+    """The visible pixels of `source`, (n, 3), with the CIELAB means and deviations of `target`.
 
     Reference:
-        Reinhard et al. 2001, "Color Transfer between Images", equations 10 and 11, in CIELAB for lαβ.
+        Reinhard et al. 2001, "Color Transfer between Images", equations 10 and 11, with CIELAB
+        in place of lαβ.
     """
 
     def moments(image: ColorImage) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pictures in and out: anything Pillow reads becomes 8-bit sRGB pixels plus an optional alpha channel."""
+"""Pictures in and out: whatever Pillow reads becomes 8-bit sRGB, with alpha where there is any."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from brenier.errors import BrenierWarning, InputError
-from brenier.files import atomic_write
+from brenier.files import PathLike, atomic_write
 
 MAX_PIXELS = 400_000_000
 """Largest picture that is read, in pixels (about 3 GB while decoding)."""
@@ -49,20 +49,21 @@ class ColorImage:
         return pixels.reshape(-1, 3) if self.shown is None else pixels[self.shown]
 
 
-def read_image(path: str | Path) -> ColorImage:
+def read_image(path: PathLike) -> ColorImage:
     """Reads a picture as upright 8-bit sRGB.
 
-    Every mode has one decided reading: an animation gives its first frame; the EXIF rotation is applied;
-    an embedded colour profile is converted to sRGB, because a transport between two colour spaces
-    would be meaningless; grey, 1-bit, palette, CMYK, YCbCr, HSV and LAB become RGB; 16-bit grey is divided
-    by 257; floating-point grey must lie in [0, 1]; transparency of any kind becomes an alpha channel.
+    Every mode has one decided reading. An animation gives its first frame. The EXIF rotation is
+    applied. An embedded colour profile is converted to sRGB, because a transport between two
+    colour spaces would be meaningless. Grey, 1-bit, palette, CMYK, YCbCr, HSV and LAB become
+    RGB; 16-bit grey is divided by 257; floating-point grey must lie in [0, 1]. Transparency of
+    any kind becomes an alpha channel.
 
     Args:
         path: a file in any format Pillow reads.
 
     Raises:
-        InputError: the file is missing, empty, no picture, damaged, fully transparent, or larger than
-            `MAX_PIXELS`.
+        InputError: the file is missing, empty, no picture, damaged, fully transparent, or larger
+            than `MAX_PIXELS`.
 
     Example:
         >>> image = read_image("photo.jpg")              # doctest: +SKIP
@@ -91,7 +92,7 @@ def read_image(path: str | Path) -> ColorImage:
     return image
 
 
-def write_png(path: str | Path, pixels: np.ndarray, alpha: np.ndarray | None = None) -> None:
+def write_png(path: PathLike, pixels: np.ndarray, alpha: np.ndarray | None = None) -> None:
     """Writes 8-bit sRGB pixels, with alpha where given, as a PNG that replaces `path` atomically.
 
     Raises:
@@ -101,7 +102,7 @@ def write_png(path: str | Path, pixels: np.ndarray, alpha: np.ndarray | None = N
 
 
 def encode_png(pixels: np.ndarray, alpha: np.ndarray | None = None) -> bytes:
-    """The bytes of a PNG marked as sRGB: lossless, and the one such format with alpha that everything reads."""
+    """The bytes of a PNG marked as sRGB: lossless, with alpha, and read by everything."""
     image = Image.fromarray(pixels)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
@@ -173,11 +174,13 @@ def _srgb(image: Image.Image, path: Path) -> Image.Image:
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
             if "srgb" not in ImageCms.getProfileDescription(profile).lower():
-                mode = {"GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space, "RGB")
+                # Bytes 16 to 19 of a profile name the colour space of its device (ICC.1, 7.2.6).
+                mode = {b"GRAY": "L", b"CMYK": "CMYK"}.get(embedded[16:20], "RGB")
                 return _converted(image.convert(mode), profile, srgb)
         except (ImageCms.PyCMSError, OSError) as error:
             warnings.warn(
-                f"The colour profile in {path} cannot be used ({error}); its colours are taken as sRGB.",
+                f"The colour profile in {path} cannot be used ({error}); "
+                "its colours are taken as sRGB.",
                 BrenierWarning,
                 stacklevel=4,
             )

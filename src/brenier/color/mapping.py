@@ -1,4 +1,4 @@
-"""Between pictures and points of the RGB cube: colours to fit on, and a colour map applied to every pixel."""
+"""Between pictures and the RGB cube: colours to fit a map on, and a map applied to every pixel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def color_samples(
 ) -> Float[np.ndarray, "n 3"]:
     """Colours of random visible pixels, as float32 points of the RGB cube.
 
-    Eight-bit colours are a lattice full of ties, which no continuous map can split. Uniform noise of one
-    8-bit step fills the cells of that lattice; it keeps the mean and rounds back to the same colour.
+    Eight-bit colours are a lattice full of ties, which no continuous map can split. Uniform noise
+    of one 8-bit step fills the cells of that lattice; it keeps the mean and rounds back to the
+    same colour.
 
     Args:
         image: fully transparent pixels are not drawn.
@@ -51,9 +52,9 @@ def transfer(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture at full resolution with every visible colour sent through a map.
 
-    A picture has at most 2^24 colours, usually far fewer than pixels. Each is mapped once, clipped to the
-    cube and rounded; the pixels then look their new colour up. Beside the two pictures this needs some
-    200 MB, whatever their size.
+    A picture has at most 2^24 colours, usually far fewer than pixels. Each is mapped once, clipped
+    to the cube and rounded; the pixels then look their new colour up. Beside the two pictures
+    this needs some 200 MB, whatever their size.
 
     Args:
         image: fully transparent pixels keep the colour nobody sees.

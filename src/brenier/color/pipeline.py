@@ -1,4 +1,4 @@
-"""The whole application: two pictures in; two recoloured pictures, a contact sheet and scores out."""
+"""The whole application: from two pictures to recoloured ones, a contact sheet and scores."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class ColorResult:
     """What a colour transfer made.
 
     Attributes:
-        files: the PNG pictures written, by the names in `PICTURES`; the first two at full resolution, with the
-            alpha channel of the picture they recolour.
+        files: the PNG pictures written, by the names in `PICTURES`; the first two at full
+            resolution, with the alpha channel of the picture they recolour.
         scores_file: `scores.json`: `scores`, `fit` and `seconds`.
-        scores: `color_scores` for each direction (`source_to_target`, `target_to_source`) and method
-            (`unchanged`, `histogram_matching`, `reinhard`, `brenier`).
-        fit: how the fit ended (`status`, `message`, `steps`), empty for an estimator without `solution_`.
+        scores: `color_scores` for each direction (`source_to_target`, `target_to_source`) and
+            method (`unchanged`, `histogram_matching`, `reinhard`, `brenier`).
+        fit: how the fit ended (`status`, `message`, `steps`, `method`); empty for an estimator
+            without `solution_`.
         seconds: for the fit (`fit`) and for everything (`total`).
         transport: the fitted estimator.
     """
@@ -83,16 +84,18 @@ def color_transfer(
     dequantize: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> ColorResult:
-    """Gives each of two pictures the colours of the other, with one optimal transport map and its inverse.
+    """Gives each of two pictures the colours of the other, with one map and its inverse.
 
-    A picture is a cloud of points in the RGB cube. The map is fitted once, on random pixels of both, and
-    applied to every pixel; all files are encoded before the first one is written.
+    A picture is a cloud of points in the RGB cube. The optimal transport map between the clouds
+    is fitted once, on random pixels of both, and applied to every pixel. All files are encoded
+    before the first one is written.
 
     Args:
         source: picture A; see `read_image` for what can be read.
         target: picture B.
         out: folder for the results, created where missing.
-        transport: unfitted estimator with `fit`, `transform`, `inverse_transform`; `NCFTransport` by default.
+        transport: unfitted estimator with `fit`, `transform` and `inverse_transform`;
+            `NCFTransport` by default.
         random_state: seed of the pixel draw and of the default estimator.
         samples: pixels drawn from each picture to fit on.
         steps: optimiser steps of the default estimator.
@@ -109,13 +112,13 @@ def color_transfer(
         BrenierWarning: a picture is grey.
 
     Example:
-        >>> result = color_transfer("beach.jpg", "sunset.jpg", out="recoloured")      # doctest: +SKIP
-        >>> result.files["contact_sheet"]                                             # doctest: +SKIP
-        PosixPath('recoloured/contact_sheet.png')
+        >>> result = color_transfer("beach.jpg", "sunset.jpg", out="both")  # doctest: +SKIP
+        >>> result.files["contact_sheet"]                                   # doctest: +SKIP
+        PosixPath('both/contact_sheet.png')
 
     Reference:
-        Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal Transport*,
-        ICLR 2026, experiment on colour transfer.
+        Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal
+        Transport*, ICLR 2026, experiment on colour transfer.
     """
     began = time.perf_counter()
     a, b = read_image(source), read_image(target)

@@ -1,8 +1,9 @@
 r"""How close the colours of one picture are to those of another, pixel positions ignored.
 
-The three histogram scores compare the channels one by one, as the literature on colour transfer does: `h`, `h'` are the
-256-bin histograms of one channel, each summing to one, and a score is the mean over R, G and B. They cannot
-see how the channels go together; the energy distance of the colour clouds can.
+The three histogram scores compare the channels one by one, as the literature on colour transfer
+does: `h`, `h'` are the 256-bin histograms of one channel, each summing to one, and a score is the
+mean over R, G and B. They cannot see how the channels go together; the energy distance of the
+colour clouds can.
 
 Of the two earth mover's distances only `emd_positions` is the textbook one. Since
 `emd_positions >= (1 - HI) / 256` always, and entries of published tables break this while obeying
@@ -64,9 +65,9 @@ def histogram_intersection(result: np.ndarray, target: np.ndarray) -> float:
 
 
 def emd_positions(result: np.ndarray, target: np.ndarray) -> float:
-    r"""Earth mover's distance along the levels, `(1/255) Σ_b |F_b - F'_b|` with `F` the cumulative sums of `h`.
+    r"""Earth mover's distance along the levels, `(1/255) Σ_b |F_b - F'_b|`, mean over channels.
 
-    The 1-Wasserstein distance between the channels with levels scaled to [0, 1], mean over channels.
+    `F` are the cumulative sums of `h`: the 1-Wasserstein distance with levels scaled to [0, 1].
 
     Example:
         >>> black, white = np.zeros((4, 3), np.uint8), np.full((4, 3), 255, np.uint8)
@@ -78,10 +79,10 @@ def emd_positions(result: np.ndarray, target: np.ndarray) -> float:
 
 
 def emd_heights(result: np.ndarray, target: np.ndarray) -> float:
-    r"""Earth mover's distance between bin heights, `(1/256) Σ_b |sort(h)_b - sort(h')_b|`, mean over channels.
+    r"""Earth mover's distance of bin heights, `(1/256) Σ_b |sort(h)_b - sort(h')_b|`, channel mean.
 
-    Blind to *which* level has which height, so a shifted histogram scores zero. For comparison with
-    published tables only.
+    Blind to *which* level has which height, so a shifted histogram scores zero. For comparison
+    with published tables only.
     """
     h, k = (np.sort(channel_histograms(p), axis=1) for p in (result, target))
     return float(np.abs(h - k).mean())
@@ -90,7 +91,7 @@ def emd_heights(result: np.ndarray, target: np.ndarray) -> float:
 def cloud_distance(
     result: np.ndarray, target: np.ndarray, *, samples: int = 5_000, random_state: int = 0
 ) -> float:
-    r"""Energy distance `2 E|X-Y| - E|X-X'| - E|Y-Y'|` between two colour clouds in the unit RGB cube.
+    r"""Energy distance `2 E|X-Y| - E|X-X'| - E|Y-Y'|` of two colour clouds in the unit RGB cube.
 
     The V-statistic of random pixels: never negative, and for two draws from one picture about
     `2 E|X-X'| / samples` instead of zero.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,13 @@ from PIL import Image
 from brenier.color.images import ColorImage
 from brenier.color.scores import channel_histograms
 
-INK, MUTED, FAINT, PAPER = "#1c1c1e", "#6e6e73", "#d2d2d7", "#ffffff"
+INK, MUTED, FAINT, PANEL, PAPER = "#1c1c1e", "#6e6e73", "#c7c7cc", "#ececef", "#ffffff"
 CHANNELS = {"R": "#d0453f", "G": "#3f9a57", "B": "#3c6fd1"}
 
 # Inches.
 WIDTH, MARGIN, GAP = 16.0, 0.6, 0.22
 HEADER, CAPTION, SPACE = 0.8, 0.3, 0.4
-TALLEST_PICTURE, TALLEST_STEP, HISTOGRAM = 4.2, 2.6, 1.15
+TALLEST_PICTURE, TALLEST_STEP, HISTOGRAM = 4.2, 3.6, 1.15
 INSIDE = WIDTH - 2 * MARGIN
 CUBE = (INSIDE - 3 * GAP) / 4
 DPI = 150
@@ -55,7 +55,7 @@ class Recolored:
     before: ColorImage
     after: np.ndarray
     target: ColorImage
-    scores: Mapping[str, Mapping[str, float]]
+    scores: dict[str, dict[str, float]]
 
 
 def contact_sheet(forward: Recolored, backward: Recolored, note: str = "") -> bytes:
@@ -71,13 +71,13 @@ def contact_sheet(forward: Recolored, backward: Recolored, note: str = "") -> by
         for direction in (forward, backward)
         for pixels in (direction.before.pixels, direction.after)
     ]
-    # Characteristics are straight, so a pixel at time t is this blend, and blending commutes with resizing.
+    # Characteristics are straight: a pixel at time t is this blend, which commutes with resizing.
     start, end = (picture.astype(np.float32) for picture in pictures[:2])
     steps = [np.rint((1 - t) * start + t * end).astype(np.uint8) for t in TIMES]
 
     (pictures_height, picture_places) = _justified(pictures, TALLEST_PICTURE)
     (steps_height, step_places) = _justified(steps, TALLEST_STEP)
-    rows = (pictures_height, steps_height, CUBE, 2 * (CAPTION + HISTOGRAM) - CAPTION)
+    rows = (pictures_height, steps_height, CUBE, 2 * HISTOGRAM + CAPTION + GAP)
     page = _Page(2 * MARGIN + HEADER + sum(rows) + 4 * CAPTION + 3 * SPACE)
 
     y = MARGIN
@@ -85,7 +85,7 @@ def contact_sheet(forward: Recolored, backward: Recolored, note: str = "") -> by
     page.text(
         MARGIN,
         y + 0.62,
-        f"A  {forward.before.name}     B  {backward.before.name}",
+        f"A  {_short(forward.before.name)}     B  {_short(backward.before.name)}",
         size=12,
         color=MUTED,
     )
@@ -173,12 +173,11 @@ class _Page:
         width = (INSIDE / 2 - 2 * GAP) / 3
         edges = np.linspace(0, 256, BINS + 1)
         for row, (direction, letters) in enumerate(zip(directions, ("AB", "BA"), strict=True)):
-            top = y + row * (CAPTION + HISTOGRAM)
-            self.text(
-                MARGIN,
-                top + CAPTION - 0.12,
-                f"{letters[0]} in the colours of {letters[1]} (filled), {letters[1]} (line)",
+            top = y + row * (CAPTION + HISTOGRAM + GAP)
+            caption = (
+                f"{letters[0]} in the colours of {letters[1]} (filled) and {letters[1]} (line)"
             )
+            self.text(MARGIN, top + CAPTION - 0.12, caption)
             result, target = (
                 channel_histograms(pixels).reshape(3, BINS, -1).sum(axis=2)
                 for pixels in (
@@ -228,13 +227,18 @@ class _Page:
 def _justified(
     pictures: Sequence[np.ndarray], tallest: float
 ) -> tuple[float, list[tuple[float, float]]]:
-    """One height for a row of pictures that fills the page from margin to margin: height, (x, width) each."""
+    """A row of pictures of one height from margin to margin: that height, and (x, width) each."""
     aspects = [picture.shape[1] / picture.shape[0] for picture in pictures]
     gaps = len(pictures) - 1
     height = min(tallest, (INSIDE - gaps * GAP) / sum(aspects))
     gap = (INSIDE - height * sum(aspects)) / gaps
     lefts = np.concatenate([[0], np.cumsum([height * a + gap for a in aspects[:-1]])])
     return height, [(MARGIN + x, height * a) for x, a in zip(lefts, aspects, strict=True)]
+
+
+def _short(name: str, longest: int = 40) -> str:
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _thumbnail(image: ColorImage, pixels: np.ndarray) -> np.ndarray:
@@ -252,8 +256,9 @@ def _thumbnail(image: ColorImage, pixels: np.ndarray) -> np.ndarray:
 def _cube(axes) -> None:
     """The empty RGB cube, seen so that the grey diagonal runs from left to right."""
     axes.set_axis_off()
+    axes.set_facecolor(PANEL)  # white points would be lost on the paper
     axes.set(xlim=(0, 1), ylim=(0, 1), zlim=(0, 1))
-    axes.set_box_aspect((1, 1, 1), zoom=1.08)
+    axes.set_box_aspect((1, 1, 1), zoom=1.0)
     axes.view_init(elev=20, azim=-55)
     corners = np.array([(i >> 2 & 1, i >> 1 & 1, i & 1) for i in range(8)], float)
     edges = [(a, b) for a in corners for b in corners if (a <= b).all() and np.sum(b - a) == 1]

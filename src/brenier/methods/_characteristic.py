@@ -39,11 +39,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-3,
         "schedule": "cosine",
         "averaging": 0.99,
-        "batch_size": 2000,
+        "batch_size": 1024,
         "collocation": "path",
-        "collocation_size": 1000,
+        "collocation_size": 512,
         "scale_inputs": True,
-        "steps": 1000,
+        "steps": 1500,
     },
     "published": {
         "network": "dense_quadratic",
@@ -250,7 +250,7 @@ class CharacteristicMethod(Method[CharacteristicState]):
             widths = self.widths
             if self.preset == "default" and dim >= 48 and tuple(widths) == (128, 128, 64):
                 widths = (256, 256, 128)
-            options["widths"] = widths
+            options |= {"widths": widths, "direct": self.preset == "default"}
         elif self.network == "mlp":
             options["widths"] = (64,) * 5 if self.widths is None else self.widths
         return _NETWORKS[self.network](dim, **options)

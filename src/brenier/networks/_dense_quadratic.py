@@ -37,6 +37,7 @@ class DenseQuadratic(eqx.Module):
     biases: tuple[Float[Array, "out"], ...]
     hidden: tuple[Float[Array, "in out"], ...]
     head: Float[Array, "width"]
+    direct: tuple[Float[Array, "width"], Float[Array, "width"]] | None
     activation: str = eqx.field(static=True)
 
     def __init__(
@@ -46,6 +47,7 @@ class DenseQuadratic(eqx.Module):
         *,
         activation: str = "celu",
         init_scale: float = 0.1,
+        direct: bool = False,
         key: Key,
     ):
         if widths is None:
@@ -61,6 +63,7 @@ class DenseQuadratic(eqx.Module):
         self.biases = tuple(normal(2, i, widths[i]) for i in layers)
         self.hidden = tuple(normal(3, i, widths[i], widths[i + 1]) for i in layers[:-1])
         self.head = normal(4, 0, widths[-1])
+        self.direct = (jnp.zeros(widths[0]), jnp.zeros(widths[0])) if direct else None
         self.activation = activation
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
@@ -73,4 +76,8 @@ class DenseQuadratic(eqx.Module):
         h = skips[0]
         for weight, skip in zip(self.hidden, skips[1:], strict=True):
             h = act(h @ weight + skip)
-        return h @ self.head
+        u = h @ self.head
+        if self.direct is not None:
+            start, end = self.direct
+            u = u + skips[0] @ ((1.0 - t) * start + t * end)
+        return u

@@ -1,0 +1,386 @@
+"""The energy distance against closed forms, plain NumPy, finite differences and autodiff."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brenier.discrepancies import energy_distance, sliced_energy_distance
+from brenier.errors import InputError
+
+# relative round-off of sums of some 1e5 terms of like size, with a margin
+ROUND_OFF = {np.float32: 2e-6, np.float64: 1e-13}
+both_types = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+both_statistics = pytest.mark.parametrize("statistic", ["U", "V"])
+# one dimension sorts, up to four take differences, above that a matrix product
+each_path = pytest.mark.parametrize("d", [1, 3, 7])
+
+
+def normal(seed, n, d, dtype=np.float64):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)).astype(dtype))
+
+
+def textbook(x, y, statistic="U"):
+    """The definition in NumPy and float64, all differences in memory."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+    def total(a, b):
+        return np.sum(np.sqrt(np.sum((a[:, None] - b[None, :]) ** 2, axis=-1)))
+
+    n, m, left_out = len(x), len(y), int(statistic == "U")
+    within = total(x, x) / (n * (n - left_out)) + total(y, y) / (m * (m - left_out))
+    return 2 * total(x, y) / (n * m) - within
+
+
+def textbook_autodiff(x, y):
+    """The U-statistic in JAX, for autodiff: the diagonal is moved away from the root."""
+
+    def total(a, b):
+        squared = jnp.sum((a[:, None, :] - b[None, :, :]) ** 2, axis=-1)
+        return jnp.sum(jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0))
+
+    n, m = len(x), len(y)
+    return 2 * total(x, y) / (n * m) - total(x, x) / (n * n - n) - total(y, y) / (m * m - m)
+
+
+# exact values
+
+
+def test_between_single_points_it_is_twice_their_distance():
+    x, y = jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]])
+    assert energy_distance(x, y, statistic="V") == pytest.approx(10.0, rel=1e-15)
+
+
+@both_types
+@both_statistics
+@each_path
+def test_matches_the_definition(d, statistic, dtype):
+    x, y = normal(0, 37, d, dtype), normal(1, 23, d, dtype) + 0.5
+    found = energy_distance(x, y, statistic=statistic)
+    assert found.dtype == dtype
+    # the terms it is a difference of are of the size of the distances
+    size = 4 * math.sqrt(d)
+    assert found == pytest.approx(textbook(x, y, statistic), abs=size * ROUND_OFF[dtype])
+
+
+def absolute_mean(m, s):
+    """`E|X|` of a one-dimensional N(m, s²)."""
+    return s * math.sqrt(2 / math.pi) * math.exp(-(m**2) / (2 * s**2)) + m * math.erf(
+        m / (s * math.sqrt(2))
+    )
+
+
+def test_estimates_the_closed_form_between_gaussians_on_the_line():
+    n, shift, spread = 200_000, 0.7, 1.5
+    x, y = normal(0, n, 1), shift + spread * normal(1, n, 1)
+    exact = (
+        2 * absolute_mean(shift, math.hypot(1, spread))
+        - absolute_mean(0, math.sqrt(2))
+        - absolute_mean(0, spread * math.sqrt(2))
+    )
+    # the projection of each sample has a standard deviation below 2 |shift| + spread
+    assert energy_distance(x, y) == pytest.approx(exact, abs=4 * 3 / math.sqrt(n))
+
+
+@pytest.mark.parametrize("d", [2, 8, 32])
+def test_estimates_the_closed_form_between_isotropic_gaussians(d):
+    n, spread = 1500, 2.0
+    x, y = normal(0, n, d), spread * normal(1, n, d)
+    mean_norm = math.sqrt(2) * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
+    exact = mean_norm * (2 * math.hypot(1, spread) - math.sqrt(2) * (1 + spread))
+    # |X - Y| has a standard deviation below the spread in every dimension
+    assert energy_distance(x, y) == pytest.approx(exact, abs=4 * spread / math.sqrt(n))
+
+
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_u_is_unbiased_and_v_at_least_zero(d):
+    draws = normal(0, 200 * 20, d).reshape(200, 20, d)
+    x, y = draws[:, :8], draws[:, 8:]
+    u = np.asarray(jax.vmap(energy_distance)(x, y))
+    v = np.asarray(jax.vmap(partial(energy_distance, statistic="V"))(x, y))
+    error = np.std(u) / math.sqrt(len(u))
+    assert abs(np.mean(u)) < 4 * error  # the laws are equal: the expectation is zero
+    assert np.mean(v) > 10 * error  # and V is biased by far more than that
+    assert np.min(u) < 0
+    assert np.min(v) >= 0
+
+
+@both_types
+@each_path
+def test_between_a_sample_and_itself_value_and_gradient_vanish(d, dtype):
+    x = normal(0, 300, d, dtype) + 2
+    v = partial(energy_distance, statistic="V")
+    value, gradient = jax.value_and_grad(v)(x, x[::-1])
+    assert value == pytest.approx(0, abs=4 * math.sqrt(d) * ROUND_OFF[dtype])
+    # each point feels 300 unit forces from either side, weighted by 2/300²
+    np.testing.assert_allclose(gradient, 0, atol=2 / 300 * 1e3 * ROUND_OFF[dtype])
+
+
+# invariances
+
+
+@each_path
+def test_is_symmetric_and_ignores_order_and_common_motions(d):
+    x, y = normal(0, 41, d), normal(1, 30, d) * 2
+    rotation = jnp.linalg.qr(normal(2, d, d))[0]
+    expected = energy_distance(x, y)
+    for a, b in [
+        (y, x),
+        (x[::-1], y),
+        (x + 3, y + 3),
+        (x @ rotation, y @ rotation),
+    ]:
+        assert energy_distance(a, b) == pytest.approx(expected, rel=1e-11)
+    assert energy_distance(5 * x, 5 * y) == pytest.approx(5 * expected, rel=1e-11)
+
+
+@each_path
+def test_survives_large_offsets(d):
+    x, y = normal(0, 50, d), normal(1, 40, d) + 1
+    value, gradient = jax.value_and_grad(energy_distance)(x, y)
+    far = jax.value_and_grad(energy_distance)(x + 1e6, y + 1e6)
+    # the offset leaves the points 10 digits
+    assert far[0] == pytest.approx(value, abs=1e-9)
+    np.testing.assert_allclose(far[1], gradient, atol=1e-8 / 50 * 10)
+
+    single = (x.astype(np.float32) + np.float32(100), y.astype(np.float32) + np.float32(100))
+    exact = jax.value_and_grad(energy_distance)(*(a.astype(np.float64) for a in single))
+    found = jax.value_and_grad(energy_distance)(*single)
+    assert found[0] == pytest.approx(exact[0], abs=1e-5)
+    np.testing.assert_allclose(found[1], exact[1], atol=1e-4 / 50)  # forces are of size 1/50
+
+
+@both_statistics
+@pytest.mark.parametrize("d", [3, 7])
+@pytest.mark.parametrize("chunk_size", [1, 7, 10, 33, 66, 67, 500])
+def test_does_not_depend_on_the_chunk_size(chunk_size, d, statistic):
+    x, y = normal(0, 67, d), normal(1, 20, d) + 0.3
+    chunked = partial(energy_distance, statistic=statistic, chunk_size=chunk_size)
+    whole = partial(energy_distance, statistic=statistic)
+    # without derivatives the sums go another way
+    assert chunked(x, y) == pytest.approx(whole(x, y), rel=1e-12)
+    value, gradients = jax.value_and_grad(chunked, (0, 1))(x, y)
+    assert value == pytest.approx(whole(x, y), rel=1e-12)
+    for found, expected in zip(gradients, jax.grad(whole, (0, 1))(x, y), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-14)
+
+
+# derivatives
+
+
+@each_path
+@both_statistics
+def test_gradient_matches_finite_differences(statistic, d):
+    x, y = normal(0, 4, d), normal(1, 5, d)
+    f = partial(energy_distance, statistic=statistic)
+    jax.test_util.check_grads(f, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-5)
+
+
+@both_types
+@pytest.mark.parametrize("d", [1, 2, 4, 5, 64])
+def test_gradient_matches_autodiff_of_the_definition(d, dtype):
+    x, y = normal(0, 60, d, dtype), normal(1, 50, d, dtype) + dtype(0.5)
+    exact = jax.grad(textbook_autodiff, (0, 1))(x.astype(np.float64), y.astype(np.float64))
+    found = jax.grad(energy_distance, (0, 1))(x, y)
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        # forces are of size 1/60; cancellation between close points costs some digits
+        np.testing.assert_allclose(a, b, atol=(1e-4 if dtype == np.float32 else 1e-12) / 60)
+
+
+@each_path
+def test_gradient_in_one_sample_is_the_same_as_in_both(d):
+    x, y = normal(0, 40, d), normal(1, 30, d) + 1
+    value, (in_x, in_y) = jax.value_and_grad(energy_distance, (0, 1))(x, y)
+    for argument, expected in [(0, in_x), (1, in_y)]:
+        found = jax.value_and_grad(energy_distance, argument)(x, y)
+        assert found[0] == pytest.approx(value, rel=1e-12)
+        np.testing.assert_allclose(found[1], expected, atol=1e-14)
+
+
+def test_a_constant_sample_costs_no_gradient():
+    x, y = normal(0, 500, 64), normal(1, 500, 64)
+
+    def products(arguments):
+        compiled = jax.jit(jax.grad(energy_distance, arguments)).lower(x, y).compile()
+        return compiled.cost_analysis()["flops"]
+
+    # three distance matrices, and one product for each sample a differentiated one meets:
+    # 3 + 2 against 3 + 4
+    assert products((0,)) < 0.8 * products((0, 1))
+
+
+def test_second_derivatives_match_autodiff_of_the_definition():
+    x, y = normal(0, 4, 2), normal(1, 3, 2)
+
+    def second(f):
+        return jax.jacrev(jax.grad(f))(x, y)
+
+    np.testing.assert_allclose(second(energy_distance), second(textbook_autodiff), atol=1e-12)
+
+
+@both_types
+@pytest.mark.parametrize("d", [1, 2, 5, 64, 800])
+def test_duplicates_pull_with_zero_force(d, dtype):
+    point = normal(0, 1, d, dtype) + 1
+    repeated = jnp.tile(point, (6, 1))
+    value, gradients = jax.value_and_grad(energy_distance, (0, 1))(repeated, repeated[:4])
+    assert value == 0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+    # a spread-out companion keeps the mean away from the repeated point
+    x = jnp.concatenate([repeated, normal(1, 20, d, dtype)])
+    y = jnp.concatenate([normal(2, 15, d, dtype), repeated[:2]])
+    exact = jax.grad(textbook_autodiff, (0, 1))(x.astype(np.float64), y.astype(np.float64))
+    for a, b in zip(jax.grad(energy_distance, (0, 1))(x, y), exact, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 / len(b))
+
+
+@pytest.mark.parametrize("estimator", ["pairwise", "sliced"])
+def test_works_under_jit_vmap_grad_and_loops(estimator):
+    key = jax.random.key(0)
+    f = {"pairwise": energy_distance, "sliced": partial(sliced_energy_distance, key=key)}[estimator]
+    x = normal(0, 3 * 20, 5).reshape(3, 20, 5)
+    y = normal(1, 3 * 30, 5).reshape(3, 30, 5) + 1
+    each = [jax.value_and_grad(f, (0, 1))(a, b) for a, b in zip(x, y, strict=True)]
+    batched = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(x, y)
+    for i, (value, gradients) in enumerate(each):
+        assert batched[0][i] == pytest.approx(value, rel=1e-12)
+        for a, b in zip(batched[1], gradients, strict=True):
+            np.testing.assert_allclose(a[i], b, atol=1e-13)
+
+    # one sample shared by the batch
+    shared = jax.vmap(jax.grad(f), (0, None))(x, y[0])
+    np.testing.assert_allclose(shared[0], each[0][1][0], atol=1e-13)
+
+    def descend(_, points):
+        return points - 3.0 * jax.grad(f)(points, y[0])
+
+    stepped = jax.lax.fori_loop(0, 5, descend, x[0])
+    by_hand = x[0]
+    for step in range(5):
+        by_hand = descend(step, by_hand)
+    np.testing.assert_allclose(stepped, by_hand, atol=1e-10)
+    assert f(stepped, y[0]) < 0.9 * f(x[0], y[0])
+
+    # through a scan, in reverse
+    def moved(shift):
+        return jax.lax.scan(lambda s, b: (s + f(x[0] + shift[None, :], b), None), 0.0, y)[0]
+
+    direct = sum(jax.grad(f)(x[0], b).sum(axis=0) for b in y)
+    np.testing.assert_allclose(jax.grad(moved)(jnp.zeros(5)), direct, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_sample_size():
+    points = jax.ShapeDtypeStruct((50_000, 64), np.float32)
+    gradient = jax.jit(jax.value_and_grad(energy_distance, (0, 1)))
+    memory = gradient.lower(points, points).compile().memory_analysis()
+    # one matrix of distances would be 10 GB
+    assert memory.temp_size_in_bytes < 500e6
+
+
+# sliced
+
+
+@both_types
+@both_statistics
+def test_sliced_is_exact_on_the_line(statistic, dtype):
+    x, y = normal(0, 50, 1, dtype), normal(1, 31, 1, dtype) + 1
+    x = jnp.concatenate([x, x[:10], y[:5]])  # ties within and across
+    found = sliced_energy_distance(x, y, key=jax.random.key(0), statistic=statistic)
+    assert found == pytest.approx(textbook(x, y, statistic), abs=4 * ROUND_OFF[dtype])
+
+
+@pytest.mark.parametrize("d", [2, 3, 10])
+@both_statistics
+def test_sliced_is_unbiased_for_the_pairwise_estimate(statistic, d):
+    x, y = normal(0, 40, d), normal(1, 30, d) * 1.5 + 0.3
+    keys = jax.random.split(jax.random.key(0), 200)
+    # an odd number of directions leaves the last frame and the last group incomplete
+    sliced = jax.vmap(
+        lambda key: sliced_energy_distance(x, y, key=key, projections=7, statistic=statistic)
+    )(keys)
+    error = float(jnp.std(sliced)) / math.sqrt(len(keys))
+    assert float(jnp.mean(sliced)) == pytest.approx(
+        float(energy_distance(x, y, statistic=statistic)), abs=4 * error
+    )
+    assert error < 0.01 * float(jnp.mean(sliced))
+
+
+def test_sliced_gradient_matches_finite_differences_and_the_pairwise_gradient():
+    x, y = normal(0, 6, 3), normal(1, 5, 3) + 1
+    sliced = partial(sliced_energy_distance, key=jax.random.key(0), projections=9)
+    jax.test_util.check_grads(
+        sliced, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-6
+    )
+    many = partial(sliced_energy_distance, key=jax.random.key(0), projections=6000)
+    for a, b in zip(
+        jax.grad(many, (0, 1))(x, y), jax.grad(energy_distance, (0, 1))(x, y), strict=True
+    ):
+        # signs of variance below one, scaled by sqrt(pi) and weighted by 2/n
+        np.testing.assert_allclose(a, b, atol=4 * math.sqrt(math.pi / 6000))
+
+
+def test_sliced_float32_agrees_with_float64():
+    x, y = normal(0, 100, 6, np.float32), normal(1, 80, 6, np.float32) - np.float32(50)
+    directions = jax.random.key(3)  # draws differ between the types: only the mean can agree
+    single = sliced_energy_distance(x, y, key=directions, projections=600)
+    double = sliced_energy_distance(
+        x.astype(np.float64), y.astype(np.float64), key=directions, projections=600
+    )
+    assert single.dtype == np.float32
+    # whole orthonormal frames measure a shift exactly up to fluctuations of |.| within a frame
+    assert single == pytest.approx(double, rel=0.05)
+
+
+# what is accepted
+
+
+def test_accepts_numpy_integers_half_precision_and_mixed_types():
+    x, y = np.array([[0, 0], [1, 0]]), np.array([[2, 0], [4, 0]])
+    assert energy_distance(x, y) == pytest.approx(2.0, rel=1e-6)
+    half = energy_distance(jnp.asarray(x, jnp.float16), jnp.asarray(y, jnp.bfloat16))
+    assert half.dtype == np.float32
+    assert energy_distance(x.astype(np.float32), y.astype(np.float64)).dtype == np.float64
+    gradient = jax.grad(energy_distance)(jnp.asarray(x, jnp.float16), jnp.asarray(y, jnp.float16))
+    assert gradient.dtype == np.float16
+    with jax.numpy_dtype_promotion("strict"):
+        single = jnp.asarray(x, jnp.float32)
+        jax.grad(energy_distance)(single, single + 1.0)
+        sliced_energy_distance(single, single + 1.0, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "estimator", [energy_distance, partial(sliced_energy_distance, key=jax.random.key(0))]
+)
+def test_bad_samples_raise_also_while_tracing(estimator):
+    points = jnp.zeros((3, 2))
+    for x, message in [
+        (jnp.zeros((3, 4)), "same dimension"),
+        (jnp.zeros(3), "same dimension"),
+        (points[:1], "at least 2 points"),
+        (points[:0], "at least 2 points"),
+    ]:
+        for f in (estimator, jax.jit(estimator)):
+            with pytest.raises(InputError, match=message):
+                f(x, points)
+            with pytest.raises(InputError, match=message):
+                f(points, x)
+    with pytest.raises(InputError, match="at least 1 point"):
+        estimator(points[:0], points, statistic="V")
+    with pytest.raises(InputError, match="same dimension"):
+        estimator(points[:, :0], points[:, :0])
+    with pytest.raises(InputError, match="statistic 'U' or 'V', found 'u'"):
+        estimator(points, points, statistic="u")
+
+
+def test_bad_sizes_raise():
+    points = jnp.zeros((3, 2))
+    with pytest.raises(InputError, match="chunk_size of at least 1, found 0"):
+        energy_distance(points, points, chunk_size=0)
+    with pytest.raises(InputError, match="at least 1 projection, found 0"):
+        sliced_energy_distance(points, points, key=jax.random.key(0), projections=0)
