@@ -240,11 +240,11 @@ def test_killed_while_writing(tmp_path):
         write_checkpoint("run.ckpt", state(0), {"fingerprint": 0, "step": 0})
         counts, moments = [0], random.Random(0)
         for _ in range(20):
-            before, child = os.stat("run.ckpt").st_ino, os.fork()
+            before, child = os.stat("run.ckpt").st_mtime_ns, os.fork()
             while child == 0:
                 step = counts[-1] = counts[-1] + 1
                 write_checkpoint("run.ckpt", state(step), {"fingerprint": 0, "step": step})
-            while os.stat("run.ckpt").st_ino == before:
+            while os.stat("run.ckpt").st_mtime_ns == before:
                 assert os.waitpid(child, os.WNOHANG) == (0, 0)
                 time.sleep(0.0005)
             time.sleep(moments.uniform(0.0, 0.02))

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import brenier
+import brenier.points
 from brenier.cli import _demo, app
 from brenier.coordinates import Frame
 from brenier.costs import Quadratic
@@ -113,6 +114,12 @@ def test_help_and_version():
     assert succeed("--version").stdout == f"brenier {brenier.__version__}\n"
 
 
+def test_no_command_at_all():
+    result = run()
+    assert result.exit_code == 2
+    assert result.output == "error: Missing command. Try `brenier --help`.\n"
+
+
 def test_fit_then_info(points):
     found = result_of("fit", "x.npy", "y.npy", "--out", "m.brenier", "--steps", 2, "--seed", 3)
     assert found["files"] == ["m.brenier"]
@@ -203,7 +210,7 @@ def test_transport_reads_moves_and_writes_by_blocks(points, exact_map, monkeypat
         lambda self, x: sizes.append(len(x)) or forward(self, x),
     )
     succeed("transport", exact_map, "x.npy", "--out", "moved.npy")
-    assert sizes == [64, 64, 64, 64, 44]
+    assert sizes[-5:] == [64, 64, 64, 64, 44]  # after those that loading tries the map with
     np.testing.assert_allclose(np.load("moved.npy"), points @ MATRIX + SHIFT, atol=1e-9)
 
 
@@ -406,7 +413,6 @@ FIT = ("fit", "x.npy", "y.npy", "--out", "m.brenier")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing command. Try `brenier --help`."),
         (("fly",), "No such command"),
         (("fit", "x.npy", "y.npy"), "Missing option '--out'"),
         (("fit", "x.npy", "--out", "m.brenier"), "Missing argument"),
@@ -531,10 +537,12 @@ def test_ctrl_c_keeps_the_best_map_so_far(points):
 
 
 def test_a_reader_that_leaves_early_is_no_error(points, exact_map):
-    process = start("info", exact_map, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=120) == 1
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}  # the map is in float64
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start("info", exact_map, env=environment, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 # Compiled programs

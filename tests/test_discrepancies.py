@@ -133,8 +133,8 @@ def test_is_symmetric_and_ignores_order_and_common_motions(d):
         (x + 3, y + 3),
         (x @ rotation, y @ rotation),
     ]:
-        assert energy_distance(a, b) == pytest.approx(expected, rel=1e-11)
-    assert energy_distance(5 * x, 5 * y) == pytest.approx(5 * expected, rel=1e-11)
+        assert energy_distance(a, b) == pytest.approx(float(expected), rel=1e-11)
+    assert energy_distance(5 * x, 5 * y) == pytest.approx(5 * float(expected), rel=1e-11)
 
 
 @each_path
@@ -143,13 +143,13 @@ def test_survives_large_offsets(d):
     value, gradient = jax.value_and_grad(energy_distance)(x, y)
     far = jax.value_and_grad(energy_distance)(x + 1e6, y + 1e6)
     # the offset leaves the points 10 digits
-    assert far[0] == pytest.approx(value, abs=1e-9)
+    assert far[0] == pytest.approx(float(value), abs=1e-9)
     np.testing.assert_allclose(far[1], gradient, atol=1e-8 / 50 * 10)
 
     single = (x.astype(np.float32) + np.float32(100), y.astype(np.float32) + np.float32(100))
     exact = jax.value_and_grad(energy_distance)(*(a.astype(np.float64) for a in single))
     found = jax.value_and_grad(energy_distance)(*single)
-    assert found[0] == pytest.approx(exact[0], abs=1e-5)
+    assert found[0] == pytest.approx(float(exact[0]), abs=1e-5)
     np.testing.assert_allclose(found[1], exact[1], atol=1e-4 / 50)  # forces are of size 1/50
 
 
@@ -161,9 +161,9 @@ def test_does_not_depend_on_the_chunk_size(chunk_size, d, statistic):
     chunked = partial(energy_distance, statistic=statistic, chunk_size=chunk_size)
     whole = partial(energy_distance, statistic=statistic)
     # without derivatives the sums go another way
-    assert chunked(x, y) == pytest.approx(whole(x, y), rel=1e-12)
+    assert chunked(x, y) == pytest.approx(float(whole(x, y)), rel=1e-12)
     value, gradients = jax.value_and_grad(chunked, (0, 1))(x, y)
-    assert value == pytest.approx(whole(x, y), rel=1e-12)
+    assert value == pytest.approx(float(whole(x, y)), rel=1e-12)
     for found, expected in zip(gradients, jax.grad(whole, (0, 1))(x, y), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-14)
 
@@ -197,7 +197,7 @@ def test_gradient_in_one_sample_is_the_same_as_in_both(d):
     value, (in_x, in_y) = jax.value_and_grad(energy_distance, (0, 1))(x, y)
     for argument, expected in [(0, in_x), (1, in_y)]:
         found = jax.value_and_grad(energy_distance, argument)(x, y)
-        assert found[0] == pytest.approx(value, rel=1e-12)
+        assert found[0] == pytest.approx(float(value), rel=1e-12)
         np.testing.assert_allclose(found[1], expected, atol=1e-14)
 
 
@@ -249,7 +249,7 @@ def test_works_under_jit_vmap_grad_and_loops(estimator):
     each = [jax.value_and_grad(f, (0, 1))(a, b) for a, b in zip(x, y, strict=True)]
     batched = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(x, y)
     for i, (value, gradients) in enumerate(each):
-        assert batched[0][i] == pytest.approx(value, rel=1e-12)
+        assert batched[0][i] == pytest.approx(float(value), rel=1e-12)
         for a, b in zip(batched[1], gradients, strict=True):
             np.testing.assert_allclose(a[i], b, atol=1e-13)
 
@@ -334,7 +334,7 @@ def test_sliced_float32_agrees_with_float64():
     )
     assert single.dtype == np.float32
     # whole orthonormal frames measure a shift exactly up to fluctuations of |.| within a frame
-    assert single == pytest.approx(double, rel=0.05)
+    assert single == pytest.approx(float(double), rel=0.05)
 
 
 # what is accepted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
@@ -86,8 +86,8 @@ def energy_distance(
     if chunk_size < 1:
         raise InputError(f"Expected chunk_size of at least 1, found {chunk_size}.")
     if x.shape[1] == 1:
-        return _differentiable(partial(_sliced, statistic=statistic), x, y, jnp.ones_like(x[:1]))
-    return _differentiable(partial(_pairwise, statistic=statistic, chunk=chunk_size), x, y)
+        return _estimate(_setting(_sliced, statistic=statistic), x, y, jnp.ones_like(x[:1]))
+    return _estimate(_setting(_pairwise, statistic=statistic, chunk=chunk_size), x, y)
 
 
 def sliced_energy_distance(
@@ -135,7 +135,7 @@ def sliced_energy_distance(
         raise InputError(f"Expected at least 1 projection, found {projections}.")
     d = x.shape[1]
     directions = _random_directions(key, projections if d > 1 else 1, d, x.dtype)
-    return _differentiable(partial(_sliced, statistic=statistic), x, y, directions)
+    return _estimate(_setting(_sliced, statistic=statistic), x, y, directions)
 
 
 def _samples(x: ArrayLike, y: ArrayLike, statistic: Statistic) -> tuple[Array, Array]:
@@ -181,6 +181,10 @@ def _backward(estimator, gradients, cotangent):
 
 
 _differentiable.defvjp(_forward, _backward, symbolic_zeros=True)
+
+# Outside of a user's `jit`, one compiled program and one function object for each setting.
+_estimate = jax.jit(_differentiable, static_argnums=0)
+_setting = lru_cache(partial)
 
 
 def _pairwise(

@@ -34,12 +34,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "network": "dense_quadratic",
         "widths": (128, 128, 64),
-        "activation": "softplus",
+        "activation": "celu",
         "optimizer": "muon",
         "learning_rate": 5e-3,
         "schedule": "cosine",
         "averaging": 0.99,
         "batch_size": 1024,
+        "anchor": "both",
+        "hj_weight": 10.0,
         "collocation": "path",
         "collocation_size": 512,
         "scale_inputs": True,
@@ -54,6 +56,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "averaging": 0.0,
         "batch_size": 2000,
+        "anchor": "start",
+        "hj_weight": 1.0,
         "collocation": "box",
         "collocation_size": 1000,
         "scale_inputs": False,
@@ -94,7 +98,7 @@ class CharacteristicMethod(Method[CharacteristicState]):
     collocation_size: int | None = None
     scale_inputs: bool | None = None
     steps: int | None = None
-    hj_weight: float = 1.0
+    hj_weight: float | None = None
     matching_weight: float = 1.0
     statistic: Statistic = "U"
     gaussian_start: bool = False
@@ -104,9 +108,10 @@ class CharacteristicMethod(Method[CharacteristicState]):
             raise InputError(
                 f"Expected preset to be one of {', '.join(PRESETS)}, found {self.preset!r}."
             )
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        preset = PRESETS[self.preset]
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None and field.name in preset:
+                object.__setattr__(self, field.name, preset[field.name])
         _check_options(self)
 
     @abc.abstractmethod
@@ -346,6 +351,7 @@ def _check_options(method: CharacteristicMethod) -> None:
         "between 0 and 10",
     )
     expect(_is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
+    expect(getattr(method, "anchor", "both") in ("start", "both"), "anchor", "start or both")
     expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
     expect(method.schedule in ("cosine", "constant"), "schedule", "cosine or constant")
     expect(method.statistic in ("U", "V"), "statistic", "'U' or 'V'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from brenier.costs import Cost
 from brenier.hamiltonian import implicit_residual
 from brenier.methods._characteristic import CharacteristicMethod
 from brenier.typing import Points, Potential
+
+Anchor = Literal["start", "both"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class NCF(CharacteristicMethod):
         schedule: "cosine" decay over the whole run, or "constant".
         averaging: decay of the running average of the weights that is delivered; 0 delivers the last iterate.
         batch_size: samples a side and step.
+        anchor: time at which the residual meets its characteristic: 0 at the "start", as published in the plane, or
+            "both" ends in turn, which ties the backward map as firmly as the forward one.
         collocation: where the residual is enforced: on the current "path"s, in the bounding "box", or "mix".
         collocation_size: residual points a step.
         scale_inputs: centre and scale the data by one common scalar (undone in every output).
@@ -54,13 +59,12 @@ class NCF(CharacteristicMethod):
         'adam'
     """
 
+    anchor: Anchor | None = None
+
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
     ) -> Float[Array, "n"]:
-        import os
-        start = jnp.zeros((), z.dtype)
-        if os.environ.get("ANCH") == "both":
-            half = len(t) // 2
-            anchor = jnp.where(jnp.arange(len(t)) % 2, 1.0, 0.0).astype(z.dtype)
-            return jax.vmap(lambda t, z, a: implicit_residual(u, cost, t, z, a))(t, z, anchor)
-        return jax.vmap(lambda t, z: implicit_residual(u, cost, t, z, start))(t, z)
+        anchors = jnp.zeros_like(t)
+        if self.anchor == "both":
+            anchors = anchors.at[1::2].set(1.0)
+        return jax.vmap(lambda t, z, a: implicit_residual(u, cost, t, z, a))(t, z, anchors)
