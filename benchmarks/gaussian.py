@@ -122,7 +122,7 @@ def _run_pair(options: Options, dim: int, seed: int, names: list[str]) -> None:
         if name in FITS:
             row = FITS[name]
             length = {"steps": 4} if options.quick else {"time_budget": SECONDS[dim]}
-            scores, facts = pair.fit(row.method, **length, **row.fit)
+            scores, facts = pair.fit(row.method, **(length | row.fit))
         elif name == "linear":
             linear = brenier.GaussianPotential.from_samples(pair.x, pair.y)
             scores, facts = pair.uvps(linear.forward, linear.inverse), {"seconds": {}}

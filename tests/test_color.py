@@ -358,7 +358,20 @@ class TestTransfer:
     def test_clips_and_rounds(self):
         image = ColorImage(np.full((1, 1, 3), 100, np.uint8))
         move = np.array([-1.0, 0.6 / 255, np.inf])
-        assert transfer(image, lambda c: c + move).tolist() == [[[0, 101, 255]]]
+        assert transfer(image, lambda c: c + move, dither=1).tolist() == [[[0, 101, 255]]]
+
+    def test_dither_fills_the_gaps_a_stretch_leaves(self):
+        ramp = np.repeat(np.arange(100, 140, dtype=np.uint8), 300).reshape(-1, 20, 1)
+        image = ColorImage(np.repeat(ramp, 3, axis=2))
+
+        def stretch(colors):
+            return (colors - 100 / 255) * 4
+
+        banded, smooth = (transfer(image, stretch, dither=n) for n in (1, 16))
+        assert len(np.unique(banded)) == 40
+        assert len(np.unique(smooth)) > 140
+        assert np.abs(smooth.astype(int) - banded.astype(int)).max() <= 2
+        assert (transfer(image, stretch) == smooth).all()
 
     def test_every_color_is_mapped_once(self):
         colors = []
@@ -369,7 +382,7 @@ class TestTransfer:
             return 1 - chunk
 
         image = ColorImage(np.tile(GRADIENT, (3, 4, 1)))
-        assert (transfer(image, record, chunk=7) == 255 - image.pixels).all()
+        assert (transfer(image, record, dither=1, chunk=7) == 255 - image.pixels).all()
         assert len(colors) == len(set(colors)) == 54
 
     def test_transparent_pixels_are_left_alone(self):

@@ -13,7 +13,8 @@ from brenier.errors import DivergenceError, InputError
 ColorMap = Callable[[np.ndarray], np.ndarray]
 """Colours in [0, 1], (n, 3), to colours, (n, 3), which may leave the cube."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # pixels
+_TABLE = 1 << 24  # entries
 
 
 def color_samples(
@@ -48,18 +49,22 @@ def color_samples(
 
 
 def transfer(
-    image: ColorImage, color_map: ColorMap, *, chunk: int = 1 << 18
+    image: ColorImage, color_map: ColorMap, *, dither: int = 16, chunk: int = 1 << 18, seed: int = 0
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture at full resolution with every visible colour sent through a map.
 
-    A picture has at most 2^24 colours, usually far fewer than pixels. Each is mapped once, clipped
-    to the cube and rounded; the pixels then look their new colour up. Beside the two pictures
-    this needs some 200 MB, whatever their size.
+    A picture has at most 2^24 colours, usually far fewer than pixels. Each is mapped in a few
+    variants within its 8-bit cell, clipped to the cube and rounded; every pixel of the colour then
+    takes one of them at random. Without variants a map that stretches leaves gaps between the
+    levels, seen as bands in a smooth sky and as a comb in the histogram. Memory beside the two
+    pictures is some 200 MB, whatever their size.
 
     Args:
         image: fully transparent pixels keep the colour nobody sees.
         color_map: colours in [0, 1], float32 (m, 3), to colours, (m, 3).
+        dither: variants of each colour, fewer for a picture of very many colours; 1 for none.
         chunk: largest m.
+        seed: of the variants.
 
     Raises:
         InputError: the map returns another shape.
@@ -76,16 +81,26 @@ def transfer(
         codes = _codes(image.pixels[rows])
         present[codes if image.shown is None else codes[image.shown[rows]]] = True
     codes = np.flatnonzero(present)
+    ranks = np.cumsum(present, dtype=np.int32) - 1
+    variants = max(1, min(dither, _TABLE // max(len(codes), 1)))
 
-    table = np.empty((1 << 24, 3), np.uint8)
-    for start in range(0, len(codes), chunk):
-        block = codes[start : start + chunk]
-        colors = np.stack([block >> 16, block >> 8 & 255, block & 255], axis=1)
-        table[block] = _eight_bit(color_map(colors.astype(np.float32) / 255), len(block))
+    rng = np.random.default_rng(seed)
+    table = np.empty((variants, len(codes), 3), np.uint8)
+    for variant in range(variants):
+        for start in range(0, len(codes), chunk):
+            block = codes[start : start + chunk]
+            colors = np.stack([block >> 16, block >> 8 & 255, block & 255], axis=1)
+            colors = colors.astype(np.float32)
+            if variants > 1:
+                # Not quite to the edge of the cell, so that the identity rounds back exactly.
+                colors += rng.uniform(-0.49, 0.49, colors.shape).astype(np.float32)
+            mapped = _eight_bit(color_map(colors / 255), len(block))
+            table[variant, start : start + chunk] = mapped
 
     result = image.pixels.copy()
     for rows in _row_blocks(image):
-        mapped = table[_codes(image.pixels[rows])]
+        codes = _codes(image.pixels[rows])
+        mapped = table[rng.integers(variants, size=codes.shape, dtype=np.uint8), ranks[codes]]
         if image.shown is None:
             result[rows] = mapped
         else:
