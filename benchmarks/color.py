@@ -30,6 +30,7 @@ from benchmarks.harness import (
     values,
 )
 from brenier.color import (
+    STEPS,
     ColorImage,
     color_samples,
     color_scores,
@@ -40,7 +41,7 @@ from brenier.color import (
 )
 
 SAMPLES = 100_000
-METHOD = brenier.NCF()
+METHOD = brenier.NCF(steps=STEPS)
 METHODS = {
     "ncf": "NCF",
     "histogram-matching": "histogram matching",

@@ -507,28 +507,33 @@ def test_warnings_are_one_line_on_stderr(points, exact_map, monkeypatch):
 # Real processes
 
 
-def start(*arguments, **options):
+def start(*arguments, **settings):
     code = "import sys; sys.argv[0] = 'brenier'; from brenier.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, **options)
+    environment = os.environ | {"TERM": "xterm", "JAX_ENABLE_X64": "1"}  # as in this process
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], text=True, env=environment, **settings
+    )
 
 
 def test_ctrl_c_keeps_the_best_map_so_far(points):
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
-    process = start(*FIT, "--steps", "1000000", "--json", stdout=subprocess.PIPE, stderr=stderr)
-    os.close(stderr)
     shown = b""
-    try:
-        while b"step " not in shown:  # compiled, and the first chunk is done
-            shown += os.read(terminal, 4096)
-        process.send_signal(signal.SIGINT)
-        while os.read(terminal, 4096):
+    with start(
+        *FIT, "--steps", "1000000", "--json", stdout=subprocess.PIPE, stderr=stderr
+    ) as process:
+        os.close(stderr)
+        try:
+            while b"step " not in shown:  # compiled, and the first chunk is done
+                shown += os.read(terminal, 4096)
+            process.send_signal(signal.SIGINT)
+            while os.read(terminal, 4096):
+                pass
+        except OSError:  # what Linux says when the other end of a terminal is closed
             pass
-    except OSError:  # Linux: the other end of the terminal is closed
-        pass
-    finally:
-        os.close(terminal)
-    output, _ = process.communicate(timeout=120)
+        finally:
+            os.close(terminal)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     found = json.loads(output)
     assert found["status"] == "interrupted"
@@ -537,9 +542,8 @@ def test_ctrl_c_keeps_the_best_map_so_far(points):
 
 
 def test_a_reader_that_leaves_early_is_no_error(points, exact_map):
-    environment = os.environ | {"JAX_ENABLE_X64": "1"}  # the map is in float64
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with start("info", exact_map, env=environment, **pipes) as process:
+    with start("info", exact_map, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1

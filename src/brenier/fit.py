@@ -308,22 +308,26 @@ class _Run:
         return scores
 
     def _plan(self) -> None:
+        """Decide when the schedule ends: early, in time, or as it stands."""
         p = self.progress
-        if self.early_stopping and p.reason is None and p.position >= _EARLIEST_STOP:
+        decided = p.reason in ("matched", "stalled")
+        if self.early_stopping and not decided and p.position >= _EARLIEST_STOP:
             recent = p.history.get("score", [])[-2:]
             if len(recent) == 2 and max(recent) <= 1.0:
                 p.reason = "matched"
             elif p.since_best >= _PATIENCE:
                 p.reason = "stalled"
-            if p.reason is not None:
+            decided = p.reason in ("matched", "stalled")
+            if decided:
                 p.end_at(min(p.last_step, p.step + max(2 * CHUNK, int(p.step * _COOL_DOWN))))
         if self.time_budget is not None:
             elapsed = self._elapsed()
-            left = self.time_budget - elapsed
-            per_step = (elapsed - p.compile_seconds) / max(p.step, 1)
-            affordable = p.step + max(int(left / per_step), 0)
-            if affordable < p.last_step or p.reason == "time_budget":
-                p.reason = "time_budget"
+            per_step = (elapsed - p.compile_seconds) / p.step
+            affordable = p.step + max(int((self.time_budget - elapsed) / per_step), 0)
+            if decided:
+                p.end_at(min(affordable, p.last_step))
+            else:
+                p.reason = "time_budget" if affordable < self.planned else None
                 p.end_at(min(affordable, self.planned))
 
     def _event(self, metrics: dict[str, float], scores: dict[str, float] | None) -> Event:

@@ -127,19 +127,20 @@ def check_output(path: PathLike) -> None:
         OutputError: the folder is missing or not writable, or `path` is not an ordinary file.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
+    target = Path(os.path.realpath(path))  # a link is followed, not replaced
+    if target.exists() and not target.is_file():
         # Writing renames a finished file to `path`, which would replace a device such as /dev/null.
         raise OutputError(
             f"Cannot write '{path}': expected the name of a file, found a folder or a device; "
             "choose another name."
         )
-    if not path.parent.is_dir():
+    if not target.parent.is_dir():
         raise OutputError(
-            f"Cannot write '{path}': '{path.parent}' is not an existing folder; "
+            f"Cannot write '{path}': '{target.parent}' is not an existing folder; "
             "create it or choose another."
         )
     with _writing(path):
-        probe = _temporary(path)
+        probe = _temporary(target)
         probe.touch(exist_ok=False)
         probe.unlink()
 

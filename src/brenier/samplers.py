@@ -200,7 +200,9 @@ class MemmapSampler(Sampler):
             return jnp.broadcast_to(everything, (count, *everything.shape))
         seed = np.asarray(jax.random.key_data(key)).tolist()
         generators = (np.random.default_rng((*seed, start + i)) for i in range(count))
-        return jnp.asarray(np.stack([self._rows(g.integers(self.size, size=n)) for g in generators]))
+        return jnp.asarray(
+            np.stack([self._rows(g.integers(self.size, size=n)) for g in generators])
+        )
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)

@@ -9,12 +9,12 @@ from typing import Any
 from sklearn.datasets import load_sample_image
 
 from brenier.callbacks import Callback
-from brenier.color import color_transfer, write_png
+from brenier.color import STEPS, color_transfer, write_png
 from brenier.errors import OutputError
 from brenier.files import atomic_write
 
 PHOTOGRAPHS = ("china", "flower")
-TIME_BUDGET = 45.0
+TIME_BUDGET = 50.0
 """Seconds of fitting at most; two cores usually need fewer."""
 
 _SCORES = {
@@ -64,7 +64,7 @@ def run_demo(
         *originals,
         out=folder,
         random_state=seed,
-        steps=steps,
+        steps=STEPS if steps is None else steps,
         time_budget=TIME_BUDGET,
         callbacks=callbacks,
     )
