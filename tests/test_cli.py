@@ -246,12 +246,14 @@ def test_evaluate_far_from_the_origin_and_on_other_scales(points, exact_map):
 
 
 def test_evaluate_says_when_a_map_is_no_better_than_a_simple_one(points, exact_map):
-    x = np.random.default_rng(1).normal(size=(300, 2))
-    np.save("other.npy", x + 5.0)
-    scores = result_of("evaluate", exact_map, "x.npy", "other.npy")
+    np.save("shifted.npy", points + 5.0)
+    scores = result_of("evaluate", exact_map, "x.npy", "shifted.npy")
     assert scores["map"]["ratio"] > 1.0
-    assert "is no better than" in scores["verdict"]
-    assert "fit longer or use that" in scores["verdict"]
+    assert re.search(r"while a mean shift stays within it: fit longer", scores["verdict"])
+    np.save("skewed.npy", -np.exp(points))
+    scores = result_of("evaluate", exact_map, "x.npy", "skewed.npy")
+    assert scores["map"]["ratio"] > scores["linear"]["ratio"] > 1.0
+    assert re.search(r"no better than .* times\): fit longer", scores["verdict"])
 
 
 def test_color_names_its_pictures(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from brenier.discrepancies import energy_distance, sliced_energy_distance
 from brenier.errors import InputError
@@ -17,6 +18,11 @@ both_types = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 both_statistics = pytest.mark.parametrize("statistic", ["U", "V"])
 # one dimension sorts, up to four take differences, above that a matrix product
 each_path = pytest.mark.parametrize("d", [1, 3, 7])
+
+
+# compiled once for each shape, type and setting
+SETTINGS = ("statistic", "chunk_size")
+value_and_gradients = jax.jit(jax.value_and_grad(energy_distance, (0, 1)), static_argnames=SETTINGS)
 
 
 def normal(seed, n, d, dtype=np.float64):
@@ -44,6 +50,9 @@ def textbook_autodiff(x, y):
 
     n, m = len(x), len(y)
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * n - n) - total(y, y) / (m * m - m)
+
+
+textbook_gradients = jax.jit(jax.grad(textbook_autodiff, (0, 1)))
 
 
 # exact values
@@ -99,8 +108,10 @@ def test_estimates_the_closed_form_between_isotropic_gaussians(d):
 def test_u_is_unbiased_and_v_at_least_zero(d):
     draws = normal(0, 200 * 20, d).reshape(200, 20, d)
     x, y = draws[:, :8], draws[:, 8:]
-    u = np.asarray(jax.vmap(energy_distance)(x, y))
-    v = np.asarray(jax.vmap(partial(energy_distance, statistic="V"))(x, y))
+    u, v = (
+        np.asarray(jax.vmap(partial(energy_distance, statistic=statistic))(x, y))
+        for statistic in ("U", "V")
+    )
     error = np.std(u) / math.sqrt(len(u))
     assert abs(np.mean(u)) < 4 * error  # the laws are equal: the expectation is zero
     assert np.mean(v) > 10 * error  # and V is biased by far more than that
@@ -112,8 +123,7 @@ def test_u_is_unbiased_and_v_at_least_zero(d):
 @each_path
 def test_between_a_sample_and_itself_value_and_gradient_vanish(d, dtype):
     x = normal(0, 300, d, dtype) + 2
-    v = partial(energy_distance, statistic="V")
-    value, gradient = jax.value_and_grad(v)(x, x[::-1])
+    value, (gradient, _) = value_and_gradients(x, x[::-1], statistic="V")
     assert value == pytest.approx(0, abs=4 * math.sqrt(d) * ROUND_OFF[dtype])
     # each point feels 300 unit forces from either side, weighted by 2/300²
     np.testing.assert_allclose(gradient, 0, atol=2 / 300 * 1e3 * ROUND_OFF[dtype])
@@ -140,32 +150,30 @@ def test_is_symmetric_and_ignores_order_and_common_motions(d):
 @each_path
 def test_survives_large_offsets(d):
     x, y = normal(0, 50, d), normal(1, 40, d) + 1
-    value, gradient = jax.value_and_grad(energy_distance)(x, y)
-    far = jax.value_and_grad(energy_distance)(x + 1e6, y + 1e6)
-    # the offset leaves the points 10 digits
-    assert far[0] == pytest.approx(float(value), abs=1e-9)
-    np.testing.assert_allclose(far[1], gradient, atol=1e-8 / 50 * 10)
+    value, gradients = value_and_gradients(x, y)
+    far_value, far_gradients = value_and_gradients(x + 1e6, y + 1e6)
+    # the offset leaves the points 10 digits, and forces are of size 1/50
+    assert far_value == pytest.approx(float(value), abs=1e-9)
+    np.testing.assert_allclose(far_gradients[0], gradients[0], atol=1e-7 / 50)
 
-    single = (x.astype(np.float32) + np.float32(100), y.astype(np.float32) + np.float32(100))
-    exact = jax.value_and_grad(energy_distance)(*(a.astype(np.float64) for a in single))
-    found = jax.value_and_grad(energy_distance)(*single)
-    assert found[0] == pytest.approx(float(exact[0]), abs=1e-5)
-    np.testing.assert_allclose(found[1], exact[1], atol=1e-4 / 50)  # forces are of size 1/50
+    single = x.astype(np.float32) + np.float32(100), y.astype(np.float32) + np.float32(100)
+    exact_value, exact = value_and_gradients(*(a.astype(np.float64) for a in single))
+    found_value, found = value_and_gradients(*single)
+    assert found_value == pytest.approx(float(exact_value), abs=1e-5)
+    np.testing.assert_allclose(found[0], exact[0], atol=1e-4 / 50)
 
 
-@both_statistics
 @pytest.mark.parametrize("d", [3, 7])
-@pytest.mark.parametrize("chunk_size", [1, 7, 10, 33, 66, 67, 500])
-def test_does_not_depend_on_the_chunk_size(chunk_size, d, statistic):
+@pytest.mark.parametrize("chunk_size", [1, 10, 33, 66, 67])
+def test_does_not_depend_on_the_chunk_size(chunk_size, d):
     x, y = normal(0, 67, d), normal(1, 20, d) + 0.3
-    chunked = partial(energy_distance, statistic=statistic, chunk_size=chunk_size)
-    whole = partial(energy_distance, statistic=statistic)
-    # without derivatives the sums go another way
-    assert chunked(x, y) == pytest.approx(float(whole(x, y)), rel=1e-12)
-    value, gradients = jax.value_and_grad(chunked, (0, 1))(x, y)
-    assert value == pytest.approx(float(whole(x, y)), rel=1e-12)
-    for found, expected in zip(gradients, jax.grad(whole, (0, 1))(x, y), strict=True):
+    value, gradients = value_and_gradients(x, y)
+    chunked_value, chunked_gradients = value_and_gradients(x, y, chunk_size=chunk_size)
+    assert chunked_value == pytest.approx(float(value), rel=1e-12)
+    for found, expected in zip(chunked_gradients, gradients, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-14)
+    # without derivatives the sums go another way
+    assert energy_distance(x, y, chunk_size=chunk_size) == pytest.approx(float(value), rel=1e-12)
 
 
 # derivatives
@@ -176,25 +184,26 @@ def test_does_not_depend_on_the_chunk_size(chunk_size, d, statistic):
 def test_gradient_matches_finite_differences(statistic, d):
     x, y = normal(0, 4, d), normal(1, 5, d)
     f = partial(energy_distance, statistic=statistic)
-    jax.test_util.check_grads(f, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-5)
+    check_grads(f, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-5)
 
 
-@both_types
 @pytest.mark.parametrize("d", [1, 2, 4, 5, 64])
-def test_gradient_matches_autodiff_of_the_definition(d, dtype):
-    x, y = normal(0, 60, d, dtype), normal(1, 50, d, dtype) + dtype(0.5)
-    exact = jax.grad(textbook_autodiff, (0, 1))(x.astype(np.float64), y.astype(np.float64))
-    found = jax.grad(energy_distance, (0, 1))(x, y)
-    for a, b in zip(found, exact, strict=True):
-        assert a.dtype == dtype
-        # forces are of size 1/60; cancellation between close points costs some digits
-        np.testing.assert_allclose(a, b, atol=(1e-4 if dtype == np.float32 else 1e-12) / 60)
+def test_gradient_matches_autodiff_of_the_definition(d):
+    x, y = normal(0, 60, d), normal(1, 50, d) + 0.5
+    exact = textbook_gradients(x, y)
+    double = value_and_gradients(x, y)[1]
+    single = value_and_gradients(x.astype(np.float32), y.astype(np.float32))[1]
+    for found, dtype, atol in [(double, np.float64, 1e-12), (single, np.float32, 1e-4)]:
+        for a, b in zip(found, exact, strict=True):
+            assert a.dtype == dtype
+            # forces are of size 1/60; cancellation between close points costs some digits
+            np.testing.assert_allclose(a, b, atol=atol / 60)
 
 
 @each_path
 def test_gradient_in_one_sample_is_the_same_as_in_both(d):
     x, y = normal(0, 40, d), normal(1, 30, d) + 1
-    value, (in_x, in_y) = jax.value_and_grad(energy_distance, (0, 1))(x, y)
+    value, (in_x, in_y) = value_and_gradients(x, y)
     for argument, expected in [(0, in_x), (1, in_y)]:
         found = jax.value_and_grad(energy_distance, argument)(x, y)
         assert found[0] == pytest.approx(float(value), rel=1e-12)
@@ -217,62 +226,61 @@ def test_second_derivatives_match_autodiff_of_the_definition():
     x, y = normal(0, 4, 2), normal(1, 3, 2)
 
     def second(f):
-        return jax.jacrev(jax.grad(f))(x, y)
+        return jax.jit(jax.jacrev(jax.grad(f)))(x, y)
 
     np.testing.assert_allclose(second(energy_distance), second(textbook_autodiff), atol=1e-12)
 
 
 @both_types
-@pytest.mark.parametrize("d", [1, 2, 5, 64, 800])
+@pytest.mark.parametrize("d", [1, 2, 5, 800])
 def test_duplicates_pull_with_zero_force(d, dtype):
-    point = normal(0, 1, d, dtype) + 1
-    repeated = jnp.tile(point, (6, 1))
-    value, gradients = jax.value_and_grad(energy_distance, (0, 1))(repeated, repeated[:4])
+    repeated = jnp.tile(normal(0, 1, d, dtype) + 1, (6, 1))
+    value, gradients = value_and_gradients(repeated, repeated[:4])
     assert value == 0
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, 0)
 
-    # a spread-out companion keeps the mean away from the repeated point
+    # duplicates within and across, away from the mean
     x = jnp.concatenate([repeated, normal(1, 20, d, dtype)])
     y = jnp.concatenate([normal(2, 15, d, dtype), repeated[:2]])
-    exact = jax.grad(textbook_autodiff, (0, 1))(x.astype(np.float64), y.astype(np.float64))
-    for a, b in zip(jax.grad(energy_distance, (0, 1))(x, y), exact, strict=True):
+    exact = textbook_gradients(x.astype(np.float64), y.astype(np.float64))
+    for a, b in zip(value_and_gradients(x, y)[1], exact, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 / len(b))
 
 
-@pytest.mark.parametrize("estimator", ["pairwise", "sliced"])
-def test_works_under_jit_vmap_grad_and_loops(estimator):
-    key = jax.random.key(0)
-    f = {"pairwise": energy_distance, "sliced": partial(sliced_energy_distance, key=key)}[estimator]
+@pytest.mark.parametrize(
+    "f",
+    [energy_distance, partial(sliced_energy_distance, key=jax.random.key(0), projections=5)],
+    ids=["pairwise", "sliced"],
+)
+def test_works_under_vmap_scan_and_grad(f):
     x = normal(0, 3 * 20, 5).reshape(3, 20, 5)
     y = normal(1, 3 * 30, 5).reshape(3, 30, 5) + 1
-    each = [jax.value_and_grad(f, (0, 1))(a, b) for a, b in zip(x, y, strict=True)]
-    batched = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(x, y)
-    for i, (value, gradients) in enumerate(each):
-        assert batched[0][i] == pytest.approx(float(value), rel=1e-12)
-        for a, b in zip(batched[1], gradients, strict=True):
-            np.testing.assert_allclose(a[i], b, atol=1e-13)
+    single = jax.jit(jax.value_and_grad(f, (0, 1)))
+    each = [single(a, b) for a, b in zip(x, y, strict=True)]
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))(x, y)
+    for i, (value, (in_x, in_y)) in enumerate(each):
+        assert values[i] == pytest.approx(float(value), rel=1e-12)
+        np.testing.assert_allclose(gradients[0][i], in_x, atol=1e-13)
+        np.testing.assert_allclose(gradients[1][i], in_y, atol=1e-13)
 
-    # one sample shared by the batch
-    shared = jax.vmap(jax.grad(f), (0, None))(x, y[0])
-    np.testing.assert_allclose(shared[0], each[0][1][0], atol=1e-13)
-
-    def descend(_, points):
-        return points - 3.0 * jax.grad(f)(points, y[0])
-
-    stepped = jax.lax.fori_loop(0, 5, descend, x[0])
-    by_hand = x[0]
-    for step in range(5):
-        by_hand = descend(step, by_hand)
-    np.testing.assert_allclose(stepped, by_hand, atol=1e-10)
-    assert f(stepped, y[0]) < 0.9 * f(x[0], y[0])
-
-    # through a scan, in reverse
+    # the reverse of a scan, with a derivative that reaches one sample only
     def moved(shift):
         return jax.lax.scan(lambda s, b: (s + f(x[0] + shift[None, :], b), None), 0.0, y)[0]
 
-    direct = sum(jax.grad(f)(x[0], b).sum(axis=0) for b in y)
-    np.testing.assert_allclose(jax.grad(moved)(jnp.zeros(5)), direct, atol=1e-12)
+    by_hand = sum(single(x[0], b)[1][0].sum(axis=0) for b in y)
+    np.testing.assert_allclose(jax.jit(jax.grad(moved))(jnp.zeros(5)), by_hand, atol=1e-12)
+
+
+def test_gradient_descent_in_a_loop_reaches_the_other_sample():
+    x, y = normal(0, 20, 3), normal(1, 20, 3) + 1
+
+    def descend(_, points):
+        return points - 2.0 * jax.grad(energy_distance)(points, y)
+
+    moved = jax.jit(lambda points: jax.lax.fori_loop(0, 300, descend, points))(x)
+    v = partial(energy_distance, statistic="V")
+    assert v(moved, y) < 0.05 * v(x, y)
 
 
 def test_memory_does_not_grow_with_the_square_of_the_sample_size():
@@ -295,46 +303,33 @@ def test_sliced_is_exact_on_the_line(statistic, dtype):
     assert found == pytest.approx(textbook(x, y, statistic), abs=4 * ROUND_OFF[dtype])
 
 
-@pytest.mark.parametrize("d", [2, 3, 10])
+@pytest.mark.parametrize("d", [2, 10])
 @both_statistics
 def test_sliced_is_unbiased_for_the_pairwise_estimate(statistic, d):
     x, y = normal(0, 40, d), normal(1, 30, d) * 1.5 + 0.3
     keys = jax.random.split(jax.random.key(0), 200)
     # an odd number of directions leaves the last frame and the last group incomplete
-    sliced = jax.vmap(
-        lambda key: sliced_energy_distance(x, y, key=key, projections=7, statistic=statistic)
+    sliced = jax.jit(
+        jax.vmap(
+            lambda key: sliced_energy_distance(x, y, key=key, projections=7, statistic=statistic)
+        )
     )(keys)
     error = float(jnp.std(sliced)) / math.sqrt(len(keys))
     assert float(jnp.mean(sliced)) == pytest.approx(
         float(energy_distance(x, y, statistic=statistic)), abs=4 * error
     )
-    assert error < 0.01 * float(jnp.mean(sliced))
+    assert error < 0.02 * float(energy_distance(x, y, statistic="V"))
 
 
 def test_sliced_gradient_matches_finite_differences_and_the_pairwise_gradient():
     x, y = normal(0, 6, 3), normal(1, 5, 3) + 1
     sliced = partial(sliced_energy_distance, key=jax.random.key(0), projections=9)
-    jax.test_util.check_grads(
-        sliced, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-6
-    )
+    check_grads(sliced, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-6)
     many = partial(sliced_energy_distance, key=jax.random.key(0), projections=6000)
-    for a, b in zip(
-        jax.grad(many, (0, 1))(x, y), jax.grad(energy_distance, (0, 1))(x, y), strict=True
-    ):
-        # signs of variance below one, scaled by sqrt(pi) and weighted by 2/n
-        np.testing.assert_allclose(a, b, atol=4 * math.sqrt(math.pi / 6000))
-
-
-def test_sliced_float32_agrees_with_float64():
-    x, y = normal(0, 100, 6, np.float32), normal(1, 80, 6, np.float32) - np.float32(50)
-    directions = jax.random.key(3)  # draws differ between the types: only the mean can agree
-    single = sliced_energy_distance(x, y, key=directions, projections=600)
-    double = sliced_energy_distance(
-        x.astype(np.float64), y.astype(np.float64), key=directions, projections=600
-    )
-    assert single.dtype == np.float32
-    # whole orthonormal frames measure a shift exactly up to fluctuations of |.| within a frame
-    assert single == pytest.approx(float(double), rel=0.05)
+    found = jax.jit(jax.grad(many, (0, 1)))(x, y)
+    for a, b in zip(found, value_and_gradients(x, y)[1], strict=True):
+        # a sign along a direction varies by less than 1; it is scaled by 2 and weighted by 2/n
+        np.testing.assert_allclose(a, b, atol=4 * 2 * 2 / len(b) / math.sqrt(6000))
 
 
 # what is accepted
@@ -374,8 +369,6 @@ def test_bad_samples_raise_also_while_tracing(estimator):
         estimator(points[:0], points, statistic="V")
     with pytest.raises(InputError, match="same dimension"):
         estimator(points[:, :0], points[:, :0])
-    with pytest.raises(InputError, match="statistic 'U' or 'V', found 'u'"):
-        estimator(points, points, statistic="u")
 
 
 def test_bad_sizes_raise():

@@ -13,12 +13,14 @@ solves the Hamilton–Jacobi equation in `x` exactly when `w` solves it in `z`, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from brenier.typing import ArrayLike, Point, Potential, Scalar
+from brenier.typing import Point, Potential, Scalar
 
 
 class Frame(eqx.Module):
@@ -59,21 +61,21 @@ class Frame(eqx.Module):
         return len(self.source_center)
 
     @property
-    def drift(self) -> ArrayLike:
+    def drift(self) -> Any:
         """`q = c1 - c0`, the velocity of the frame."""
         return self.target_center - self.source_center
 
-    def encode(self, t: ArrayLike | float, x: ArrayLike) -> ArrayLike:
+    def encode(self, t: Any, x: Any) -> Any:
         """`z = (x - c_t) / s` for points (n, d) or (d,); numpy in float64, jax in the dtype of `x`."""
         center, scale = self._at(t, x)
         return (x - center) / scale
 
-    def decode(self, t: ArrayLike | float, z: ArrayLike) -> ArrayLike:
+    def decode(self, t: Any, z: Any) -> Any:
         """`x = c_t + s z`, the inverse of `encode`."""
         center, scale = self._at(t, z)
         return center + scale * z
 
-    def displace(self, elapsed: ArrayLike | float, x: ArrayLike, dz: ArrayLike) -> ArrayLike:
+    def displace(self, elapsed: Any, x: Any, dz: Any) -> Any:
         """`x + elapsed q + s dz`: a step `dz` of the inner coordinates taken from `x` during `elapsed`.
 
         Adding the displacement to `x` itself keeps the digits that a round trip through `z` would lose.
@@ -81,12 +83,12 @@ class Frame(eqx.Module):
         drift, scale = self._cast(x, self.drift, self.scale)
         return x + elapsed * drift + scale * dz
 
-    def _at(self, t: ArrayLike | float, x: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+    def _at(self, t: Any, x: Any) -> tuple[Any, Any]:
         c0, q, scale = self._cast(x, self.source_center, self.drift, self.scale)
         return c0 + t * q, scale
 
     @staticmethod
-    def _cast(x: ArrayLike, *constants: ArrayLike) -> tuple[ArrayLike, ...]:
+    def _cast(x: Any, *constants: Any) -> tuple[Any, ...]:
         if isinstance(x, np.ndarray):
             return constants
         rows = (1,) * (x.ndim - 1)

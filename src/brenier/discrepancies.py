@@ -192,13 +192,11 @@ def _pairwise(
 ) -> _Estimate:
     n, m = len(x), len(y)
     left_out = 1 if statistic == "U" else 0
-    # Distances do not change under a common shift, and are most accurate around the origin.
-    middle = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
-    across, across_gradients = _sum_of_distances(x - middle, y - middle, chunk, wanted)
+    across, across_gradients = _sum_of_distances(*_centred(x, y), chunk, wanted)
     value, gradients = 2.0 / (n * m) * across, []
     for points, size, gradient in zip((x, y), (n, m), across_gradients, strict=True):
         weight = 1.0 / max(size * (size - left_out), 1)
-        centred = points - jnp.mean(points, axis=0, keepdims=True)
+        (centred,) = _centred(points)
         if gradient is None:
             within = _sum_of_own_distances(centred, chunk)
         else:
@@ -207,6 +205,14 @@ def _pairwise(
         value = value - weight * within
         gradients.append(gradient)
     return value, tuple(gradients)
+
+
+def _centred(*samples: Array) -> tuple[Array, ...]:
+    """The samples around the mean of their means, where their distances are most accurate."""
+    means = [jnp.mean(sample, axis=0, keepdims=True) for sample in samples]
+    middle = sum(means[1:], means[0]) / len(means)
+    # Without the barrier XLA may round the same point differently in different places.
+    return jax.lax.optimization_barrier(tuple(sample - middle for sample in samples))
 
 
 def _sum_of_distances(
@@ -295,8 +301,7 @@ def _sliced(
     del wanted  # the gradient is a by-product of the value
     (number, d), n, m = directions.shape, len(x), len(y)
     left_out = 1 if statistic == "U" else 0
-    middle = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
-    x, y = x - middle, y - middle
+    x, y = _centred(x, y)
 
     def derivatives(lines):
         a, b = lines
@@ -333,7 +338,7 @@ def _mean_sign(z: Float[Array, "n"], ordered: Float[Array, "m"]) -> Float[Array,
     """`mean_j sign(z_i - s_j)` for sorted `s`, zero for the `s_j` equal to `z_i`."""
     below = jnp.searchsorted(ordered, z, side="left")
     up_to = jnp.searchsorted(ordered, z, side="right")
-    return (below + up_to).astype(z.dtype) / len(ordered) - 1.0
+    return (below + up_to - len(ordered)).astype(z.dtype) / len(ordered)
 
 
 def _sorted(z: Float[Array, "n"]) -> Float[Array, "n"]:

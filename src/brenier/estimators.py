@@ -21,7 +21,7 @@ from brenier.samplers import check_points
 from brenier.solution import Solution
 
 
-class NCFTransport(TransformerMixin, BaseEstimator):
+class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     """The optimal transport map between two samples, forward, backward and at every moment between.
 
     The estimator behind `brenier.NCF`, with the keywords of POT's `BaseTransport`.
@@ -101,21 +101,14 @@ class NCFTransport(TransformerMixin, BaseEstimator):
         if Xs is None or Xt is None:
             missing = "Xs" if Xs is None else "Xt"
             raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
-        method = NCF(
-            preset=self.preset,  # type: ignore[arg-type]
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            network=self.network,
-            optimizer=self.optimizer,
-            gaussian_start=self.gaussian_start,
-        )
-        if self.random_state is None or isinstance(self.random_state, numbers.Integral):
-            seed = self.random_state
-        else:
-            seed = None
-        if seed is None:
-            seed = check_random_state(self.random_state).randint(2**31 - 1)
+        options: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("steps", "batch_size", "learning_rate", "network", "optimizer")
+        }
+        method = NCF(preset=self.preset, gaussian_start=self.gaussian_start, **options)  # type: ignore[arg-type]
+        seed = self.random_state
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
         problem = TransportProblem(_points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt"))
         self.solution_ = fit(
             problem,
@@ -138,7 +131,7 @@ class NCFTransport(TransformerMixin, BaseEstimator):
         """Where target points (n, d) come from: `S(Xt)`."""
         return self._transport.inverse(self._points(Xt, "Xt"))
 
-    def fit_transform(
+    def fit_transform(  # type: ignore[override]  # POT's signature, not scikit-learn's
         self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None
     ) -> np.ndarray:
         """`fit` and then `transform(Xs)`."""

@@ -157,14 +157,14 @@ class _Run:
         self.began = time.perf_counter()
         self.method, self.key, self.problem = method, key, problem
         self.time_budget = time_budget
-        self.planned = steps
         if steps is None:
-            self.planned = method.planned_steps if time_budget is None else 10**9
+            steps = method.planned_steps if time_budget is None else 10**9
+        self.planned = int(steps)
 
         seed = int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
         dtype = (
             jnp.float64
-            if jax.config.jax_enable_x64 and problem.dtype == np.float64
+            if jax.config.read("jax_enable_x64") and problem.dtype == np.float64
             else jnp.float32
         )
         source, x_held = hold_out(problem.source, validation, seed)
@@ -193,7 +193,7 @@ class _Run:
         self.dtype, self.validation = dtype, validation
         self.early_stopping = early_stopping and self.held_out is not None
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
-        self.progress = _Progress(last_step=int(self.planned))
+        self.progress = _Progress(last_step=self.planned)
         self.snapshot = jax.jit(self._extract)
         self.kept = self.snapshot(self.state)
         self.advance: Any = None

@@ -54,12 +54,13 @@ class GaussianPotential(eqx.Module):
         Raises:
             InputError: a covariance is not positive definite (after the ridge).
         """
-        m0, S0, m1, S1 = (np.asarray(a, np.float64) for a in (m0, S0, m1, S1))
+        m0, m1 = np.asarray(m0, np.float64), np.asarray(m1, np.float64)
+        S0, S1 = np.asarray(S0, np.float64), np.asarray(S1, np.float64)
         eye = np.eye(len(m0))
         shift = ridge * 0.5 * (np.trace(S0) + np.trace(S1)) / len(m0) * eye
         S0, S1 = S0 + shift, S1 + shift
-        root, inverse_root = _square_roots(S0)
-        middle, _ = _square_roots(root @ S1 @ root)
+        root, inverse_root = _square_roots(np.asarray(S0))
+        middle, _ = _square_roots(np.asarray(root @ S1 @ root))
         A = inverse_root @ middle @ inverse_root
         stretch, eigenvectors = np.linalg.eigh(0.5 * (A + A.T))
         return cls(m0, m1, eigenvectors, stretch)
@@ -93,17 +94,20 @@ class GaussianPotential(eqx.Module):
     def forward(self, x: ArrayLike) -> np.ndarray:
         """`T(x)` for points of shape (n, d), in float64 on the host."""
         V, stretch = np.asarray(self.eigenvectors), np.asarray(self.stretch)
-        return self.target_mean + ((np.asarray(x) - self.source_mean) @ V * stretch) @ V.T
+        m0, m1 = np.asarray(self.source_mean), np.asarray(self.target_mean)
+        return m1 + ((np.asarray(x) - m0) @ V * stretch) @ V.T
 
     def inverse(self, y: ArrayLike) -> np.ndarray:
         """`S(y) = T⁻¹(y)` for points of shape (n, d), in float64 on the host."""
         V, stretch = np.asarray(self.eigenvectors), np.asarray(self.stretch)
-        return self.source_mean + ((np.asarray(y) - self.target_mean) @ V / stretch) @ V.T
+        m0, m1 = np.asarray(self.source_mean), np.asarray(self.target_mean)
+        return m0 + ((np.asarray(y) - m1) @ V / stretch) @ V.T
 
 
 def gaussian_cost(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike) -> float:
     """The optimal cost `W₂²/2` between two Gaussians (Bures–Wasserstein), in float64."""
-    m0, S0, m1, S1 = (np.asarray(a, np.float64) for a in (m0, S0, m1, S1))
+    m0, m1 = np.asarray(m0, np.float64), np.asarray(m1, np.float64)
+    S0, S1 = np.asarray(S0, np.float64), np.asarray(S1, np.float64)
     root, _ = _square_roots(S0)
     eigenvalues = np.linalg.eigvalsh(root @ S1 @ root)
     overlap = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()

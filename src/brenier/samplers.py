@@ -182,7 +182,8 @@ class MemmapSampler(Sampler):
         self._array, self._encode, self._name = array, encode, name
         # Sorted held-out rows minus their rank: row i of the rest is i plus the number of entries <= i.
         self._held_out = np.zeros(0, np.int64) if held_out is None else held_out
-        self.size, self.dim = len(array) - len(self._held_out), array.shape[1]
+        self._count = len(array) - len(self._held_out)
+        self.size, self.dim = self._count, array.shape[1]
         self.dtype = np.dtype(dtype or (np.float64 if array.dtype == np.float64 else np.float32))
 
     def _rows(self, index: np.ndarray) -> np.ndarray:
@@ -195,24 +196,24 @@ class MemmapSampler(Sampler):
 
     def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
         n = self.batch(n)
-        if n == self.size:
+        if n == self._count:
             everything = self._rows(np.arange(n))
             return jnp.broadcast_to(everything, (count, *everything.shape))
         seed = np.asarray(jax.random.key_data(key)).tolist()
         generators = (np.random.default_rng((*seed, start + i)) for i in range(count))
         return jnp.asarray(
-            np.stack([self._rows(g.integers(self.size, size=n)) for g in generators])
+            np.stack([self._rows(g.integers(self._count, size=n)) for g in generators])
         )
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        if n >= self.size:
-            return self._rows(np.arange(self.size))
-        return self._rows(rng.choice(self.size, n, replace=False, shuffle=False))
+        if n >= self._count:
+            return self._rows(np.arange(self._count))
+        return self._rows(rng.choice(self._count, n, replace=False, shuffle=False))
 
     def split(self, n: int, seed: int) -> tuple[MemmapSampler, np.ndarray]:
         rng = np.random.default_rng(seed)
-        rows = np.sort(rng.choice(self.size, n, replace=False, shuffle=False))
+        rows = np.sort(rng.choice(self._count, n, replace=False, shuffle=False))
         held_out = self._rows(rows)
         rest = rows - np.arange(n)
         return MemmapSampler(self._array, self._encode, self.dtype, rest, self._name), held_out

@@ -105,8 +105,8 @@ def _report(facts: dict[str, Any]) -> str:
             lines.append(f"| {label} | {row} |")
         lines.append("")
     lines += [
-        "Histogram matching treats the three channels one by one, so its histograms are the "
-        "closest possible; the energy distance compares the clouds of colours themselves.",
+        "Histogram matching treats the three channels one by one; the energy distance compares "
+        "the clouds of colours themselves.",
         "",
     ]
     return "\n".join(lines)

@@ -122,7 +122,8 @@ def _dual_value(solution: Solution, x: np.ndarray, y: np.ndarray) -> float:
 
 def _verdict(scores: dict[str, dict[str, float]]) -> str:
     ratio = scores["map"]["ratio"]
-    best = min(BASELINES, key=lambda name: scores[name]["ratio"])
+    enough = [name for name in BASELINES if scores[name]["ratio"] <= 1.0]  # the simplest first
+    best = enough[0] if enough else min(BASELINES, key=lambda name: scores[name]["ratio"])
     rival, name = scores[best]["ratio"], BASELINES[best]
     if ratio <= 1.0:
         found = "The map turns each side into the other within sampling noise"
@@ -130,6 +131,8 @@ def _verdict(scores: dict[str, dict[str, float]]) -> str:
             return f"{found}, and so does {name}: these points do not call for more."
         return f"{found}; {name}, the best simple one, misses by {rival:.2g} times the noise."
     found = f"The map misses by {ratio:.2g} times the sampling noise"
+    if rival <= 1.0:
+        return f"{found}, while {name} stays within it: fit longer or use that."
     if rival <= ratio:
         return f"{found} and is no better than {name} ({rival:.2g} times): fit longer or use that."
     return f"{found}; {name}, the best simple one, misses by {rival:.2g} times."

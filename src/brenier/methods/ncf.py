@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from brenier.costs import Cost
 from brenier.hamiltonian import implicit_residual
-from brenier.methods._characteristic import CharacteristicMethod
+from brenier.methods._characteristic import FROM_PRESET, CharacteristicMethod
 from brenier.typing import Points, Potential
 
 Anchor = Literal["start", "both"]
@@ -59,7 +59,7 @@ class NCF(CharacteristicMethod):
         'adam'
     """
 
-    anchor: Anchor | None = None
+    anchor: Anchor = FROM_PRESET
 
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
