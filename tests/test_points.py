@@ -8,7 +8,8 @@ import pytest
 
 from brenier import points
 from brenier.errors import InputError, OutputError
-from brenier.points import check_output, read_blocks, read_points, write_points
+from brenier.files import check_output
+from brenier.points import read_blocks, read_points, write_points
 
 TABLES = [".csv", ".tsv"]
 OPTIONAL = {".parquet": "pyarrow", ".h5ad": "anndata"}

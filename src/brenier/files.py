@@ -17,14 +17,15 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from brenier.errors import FileFormatError, InputError, OutputError
+from brenier.errors import BrenierError, FileFormatError, InputError, OutputError
 
 PathLike = str | os.PathLike[str]
 
@@ -64,30 +65,30 @@ def atomic_write(path: PathLike, data: bytes) -> None:
         ...     os.listdir(folder)
         ['a.txt']
     """
-    path = _checked(path)
-    target = Path(os.path.realpath(path))
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OutputError(f"Cannot write '{path}': it is a folder or a device; give a file name.")
-    if not os.path.isdir(target.parent):
-        raise OutputError(
-            f"Cannot write '{path}': the folder '{target.parent}' does not exist; create it first."
-        )
-    temporary = target.with_name(f".brenier-{secrets.token_hex(8)}.tmp")
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: PathLike) -> Iterator[BinaryIO]:
+    """A binary file, to be written piece by piece, with the promises of `atomic_write`.
+
+    It takes the name `path` when the block ends well and vanishes otherwise.
+    """
+    target = _target(path)
+    temporary = _temporary(target)
     try:
         # Unlike `tempfile`, mode "x" respects the user's umask.
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with open(temporary, "x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:  # Ctrl-C as well: nothing may stay behind
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"Cannot write '{path}': {error.strerror or error}. "
-                "Choose a writable folder with enough space."
-            ) from error
+        if isinstance(error, OSError) and not isinstance(error, BrenierError):
+            raise _unwritable(path, error) from error
         raise
     # The new name survives a power cut only once the folder is on the disk too. Not every file
     # system can do that, and the file is complete either way.
@@ -97,6 +98,45 @@ def atomic_write(path: PathLike, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_output(path: PathLike) -> None:
+    """Make sure, before long work starts, that its result can be written to `path`.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or `path` is not an ordinary file.
+    """
+    probe = _temporary(_target(path))
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _target(path: PathLike) -> Path:
+    """The file behind `path`, its links followed; `OutputError` where no file can be."""
+    path = _checked(path)
+    target = Path(os.path.realpath(path))
+    if os.path.exists(target) and not os.path.isfile(target):
+        # Writing renames a finished file to `path`, which would replace a device such as /dev/null.
+        raise OutputError(f"Cannot write '{path}': it is a folder or a device; give a file name.")
+    if not os.path.isdir(target.parent):
+        raise OutputError(
+            f"Cannot write '{path}': the folder '{target.parent}' does not exist; create it first."
+        )
+    return target
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".brenier-{secrets.token_hex(8)}.tmp")
+
+
+def _unwritable(path: PathLike, error: OSError) -> OutputError:
+    return OutputError(
+        f"Cannot write '{path}': {error.strerror or error}. "
+        "Choose a writable folder with enough space."
+    )
 
 
 def write_container(

@@ -11,9 +11,7 @@ import csv
 import importlib
 import itertools
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +19,12 @@ from typing import IO, Any
 import numpy as np
 
 from brenier.errors import BrenierError, InputError, OutputError
+from brenier.files import PathLike, check_output, open_atomic
 from brenier.samplers import check_points
 
 BLOCK_ROWS = 65_536
 """Rows held in memory at a time by `read_blocks`."""
 
-PathLike = str | os.PathLike[str]
 Blocks = Iterator[np.ndarray]
 
 _TYPES = ".npy, .npz, .csv, .tsv, .parquet or .h5ad"
@@ -116,33 +114,8 @@ def write_points(path: PathLike, points: np.ndarray | Iterable[np.ndarray]) -> N
             f"Expected an array of shape (n, d) for '{path}', found shape {first.shape}; "
             "only .npy and .npz hold arrays of shape (times, n, d)."
         )
-    with _atomic_open(path) as handle:
+    with open_atomic(path) as handle:
         _WRITERS[suffix](handle, itertools.chain([first], blocks))
-
-
-def check_output(path: PathLike) -> None:
-    """Make sure, before long work starts, that its result can be written to `path`.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or `path` is not an ordinary file.
-    """
-    path = Path(path)
-    target = Path(os.path.realpath(path))  # a link is followed, not replaced
-    if target.exists() and not target.is_file():
-        # Writing renames a finished file to `path`, which would replace a device such as /dev/null.
-        raise OutputError(
-            f"Cannot write '{path}': expected the name of a file, found a folder or a device; "
-            "choose another name."
-        )
-    if not target.parent.is_dir():
-        raise OutputError(
-            f"Cannot write '{path}': '{target.parent}' is not an existing folder; "
-            "create it or choose another."
-        )
-    with _writing(path):
-        probe = _temporary(target)
-        probe.touch(exist_ok=False)
-        probe.unlink()
 
 
 def check_points_output(path: PathLike) -> None:
@@ -422,36 +395,3 @@ _WRITERS: dict[str, Callable[[IO[bytes], Blocks], None]] = {
     ".parquet": _write_parquet,
     ".h5ad": _write_h5ad,
 }
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-
-
-@contextlib.contextmanager
-def _atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
-    with _writing(path):
-        try:
-            with open(temporary, "x+b") as handle:
-                yield handle
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BrenierError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write '{path}': {error.strerror or error}; "
-            "choose a writable folder with enough free space."
-        ) from error

@@ -152,7 +152,7 @@ def fit(
 
     Ctrl-C keeps the best map so far: it is written, and the exit status is 0.
     """
-    from brenier.points import check_output
+    from brenier.files import check_output
 
     _refuse_to_overwrite([out, checkpoint], [source, target])
     check_output(out)

@@ -20,8 +20,7 @@ from brenier.color.scores import color_scores
 from brenier.color.sheet import Recolored, contact_sheet
 from brenier.errors import BrenierWarning, InputError, OutputError
 from brenier.estimators import NCFTransport
-from brenier.files import PathLike, atomic_write
-from brenier.points import check_output
+from brenier.files import PathLike, atomic_write, check_output
 
 STEPS = 1000
 """Planned for two pictures: under half a minute on two cores, and histograms change little after."""
