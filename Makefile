@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTHON ?= python3.13 python3.12 python3.11 python3 python
-WORKERS ?= 0
+WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help

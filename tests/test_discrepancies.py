@@ -67,7 +67,7 @@ def test_between_single_points_it_is_twice_their_distance():
 @both_statistics
 @each_path
 def test_matches_the_definition(d, statistic, dtype):
-    x, y = normal(0, 37, d, dtype), normal(1, 23, d, dtype) + 0.5
+    x, y = normal(0, 40, d, dtype), normal(1, 30, d, dtype) + 0.5
     found = energy_distance(x, y, statistic=statistic)
     assert found.dtype == dtype
     # the terms it is a difference of are of the size of the distances
@@ -94,7 +94,7 @@ def test_estimates_the_closed_form_between_gaussians_on_the_line():
     assert energy_distance(x, y) == pytest.approx(exact, abs=4 * 3 / math.sqrt(n))
 
 
-@pytest.mark.parametrize("d", [2, 8, 32])
+@pytest.mark.parametrize("d", [2, 16])
 def test_estimates_the_closed_form_between_isotropic_gaussians(d):
     n, spread = 1500, 2.0
     x, y = normal(0, n, d), spread * normal(1, n, d)
@@ -134,7 +134,7 @@ def test_between_a_sample_and_itself_value_and_gradient_vanish(d, dtype):
 
 @each_path
 def test_is_symmetric_and_ignores_order_and_common_motions(d):
-    x, y = normal(0, 41, d), normal(1, 30, d) * 2
+    x, y = normal(0, 40, d), normal(1, 30, d) * 2
     rotation = jnp.linalg.qr(normal(2, d, d))[0]
     expected = energy_distance(x, y)
     for a, b in [
@@ -149,22 +149,21 @@ def test_is_symmetric_and_ignores_order_and_common_motions(d):
 
 @each_path
 def test_survives_large_offsets(d):
-    x, y = normal(0, 50, d), normal(1, 40, d) + 1
+    x, y = normal(0, 40, d), normal(1, 30, d) + 1
     value, gradients = value_and_gradients(x, y)
     far_value, far_gradients = value_and_gradients(x + 1e6, y + 1e6)
-    # the offset leaves the points 10 digits, and forces are of size 1/50
+    # the offset leaves the points 10 digits, and forces are of size 1/40
     assert far_value == pytest.approx(float(value), abs=1e-9)
-    np.testing.assert_allclose(far_gradients[0], gradients[0], atol=1e-7 / 50)
+    np.testing.assert_allclose(far_gradients[0], gradients[0], atol=1e-7 / 40)
 
     single = x.astype(np.float32) + np.float32(100), y.astype(np.float32) + np.float32(100)
     exact_value, exact = value_and_gradients(*(a.astype(np.float64) for a in single))
     found_value, found = value_and_gradients(*single)
     assert found_value == pytest.approx(float(exact_value), abs=1e-5)
-    np.testing.assert_allclose(found[0], exact[0], atol=1e-4 / 50)
+    np.testing.assert_allclose(found[0], exact[0], atol=1e-4 / 40)
 
 
-@pytest.mark.parametrize("d", [3, 7])
-@pytest.mark.parametrize("chunk_size", [1, 10, 33, 66, 67])
+@pytest.mark.parametrize(("chunk_size", "d"), [(1, 7), (10, 3), (10, 7), (66, 7)])
 def test_does_not_depend_on_the_chunk_size(chunk_size, d):
     x, y = normal(0, 67, d), normal(1, 20, d) + 0.3
     value, gradients = value_and_gradients(x, y)
@@ -179,28 +178,27 @@ def test_does_not_depend_on_the_chunk_size(chunk_size, d):
 # derivatives
 
 
-@each_path
-@both_statistics
+@pytest.mark.parametrize(("statistic", "d"), [("U", 1), ("U", 3), ("U", 7), ("V", 7)])
 def test_gradient_matches_finite_differences(statistic, d):
     x, y = normal(0, 4, d), normal(1, 5, d)
     f = partial(energy_distance, statistic=statistic)
     check_grads(f, (x, y), order=1, modes=["rev"], atol=1e-7, rtol=1e-7, eps=1e-5)
 
 
-@pytest.mark.parametrize("d", [1, 2, 4, 5, 64])
+@pytest.mark.parametrize("d", [1, 3, 7, 64])
 def test_gradient_matches_autodiff_of_the_definition(d):
-    x, y = normal(0, 60, d), normal(1, 50, d) + 0.5
+    x, y = normal(0, 40, d), normal(1, 30, d) + 0.5
     exact = textbook_gradients(x, y)
     double = value_and_gradients(x, y)[1]
     single = value_and_gradients(x.astype(np.float32), y.astype(np.float32))[1]
     for found, dtype, atol in [(double, np.float64, 1e-12), (single, np.float32, 1e-4)]:
         for a, b in zip(found, exact, strict=True):
             assert a.dtype == dtype
-            # forces are of size 1/60; cancellation between close points costs some digits
-            np.testing.assert_allclose(a, b, atol=atol / 60)
+            # forces are of size 1/40; cancellation between close points costs some digits
+            np.testing.assert_allclose(a, b, atol=atol / 40)
 
 
-@each_path
+@pytest.mark.parametrize("d", [3, 7])
 def test_gradient_in_one_sample_is_the_same_as_in_both(d):
     x, y = normal(0, 40, d), normal(1, 30, d) + 1
     value, (in_x, in_y) = value_and_gradients(x, y)
@@ -232,7 +230,7 @@ def test_second_derivatives_match_autodiff_of_the_definition():
 
 
 @both_types
-@pytest.mark.parametrize("d", [1, 2, 5, 800])
+@pytest.mark.parametrize("d", [1, 3, 800])
 def test_duplicates_pull_with_zero_force(d, dtype):
     repeated = jnp.tile(normal(0, 1, d, dtype) + 1, (6, 1))
     value, gradients = value_and_gradients(repeated, repeated[:4])
@@ -303,8 +301,7 @@ def test_sliced_is_exact_on_the_line(statistic, dtype):
     assert found == pytest.approx(textbook(x, y, statistic), abs=4 * ROUND_OFF[dtype])
 
 
-@pytest.mark.parametrize("d", [2, 10])
-@both_statistics
+@pytest.mark.parametrize(("statistic", "d"), [("U", 2), ("V", 10)])
 def test_sliced_is_unbiased_for_the_pairwise_estimate(statistic, d):
     x, y = normal(0, 40, d), normal(1, 30, d) * 1.5 + 0.3
     keys = jax.random.split(jax.random.key(0), 200)
