@@ -17,15 +17,15 @@ import numpy as np
 from matplotlib.collections import LineCollection
 
 import brenier
-from brenier.datasets import eight_gaussians, moons
+from brenier.datasets import eight_gaussians, gaussian
 
 INK = "#22223b"
 
 
 def main(picture: str = "docs/images/hero.png") -> None:
-    """Fit eight Gaussians to two moons, draw five moments of the way, and check the inverse."""
+    """Fit eight Gaussians to one, draw five moments of the way, and check the inverse."""
     source, target, fresh = jax.random.split(jax.random.key(0), 3)
-    X, Y = np.asarray(eight_gaussians(source, 50_000)), np.asarray(moons(target, 50_000))
+    X, Y = np.asarray(eight_gaussians(source, 50_000)), np.asarray(gaussian(target, 50_000))
     est = brenier.NCFTransport(random_state=0).fit(Xs=X, Xt=Y)
 
     x = np.asarray(eight_gaussians(fresh, 3000))

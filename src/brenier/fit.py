@@ -41,6 +41,7 @@ CHUNK = 25
 _VALIDATE_EVERY = 2  # chunks
 _PATIENCE = 12  # validations without improvement
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
+_AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
 
 # Purposes of the key streams; changing one changes every result.
@@ -71,8 +72,9 @@ def fit(
         time_budget: seconds for everything, compilation included; the schedule is fitted into it.
         validation: share of each side held out (at most 2048 points); 0 for none. Sides too small to hold out
             32 points are used whole.
-        early_stopping: when the held-out energy distances have reached the noise band of same-distribution samples,
-            or stopped improving, cool down and stop. Without it all steps are done. Needs held-out points.
+        early_stopping: when the held-out energy distances have reached the noise band of same-distribution samples
+            and the round trip `S(T(x))` is within 1 % of the variance, or the distances stopped improving, cool down
+            and stop. Without it all steps are done. Needs held-out points.
         callbacks: each called with an `Event` after every chunk of 25 steps; a true result stops the fit.
         checkpoint: a file to continue from where it exists, written every `checkpoint_every` seconds and at the end.
             An interrupted run that is continued ends with the same bits as one that never stopped.
@@ -298,7 +300,7 @@ class _Run:
         candidate = self.snapshot(self.state)
         scores = self.held_out.scores(candidate)
         ratio = scores["ratio"]
-        p.record(score_step=p.step, score=ratio)
+        p.record(score_step=p.step, score=ratio, round_trip=scores["round_trip"])
         # Within the noise band scores cannot rank two maps, so the later one, less noisy, is kept.
         if np.isfinite(ratio) and ratio <= max(p.kept, 1.0):
             self.kept, p.kept = candidate, ratio
@@ -313,7 +315,8 @@ class _Run:
         decided = p.reason in ("matched", "stalled")
         if self.early_stopping and not decided and p.position >= _EARLIEST_STOP:
             recent = p.history.get("score", [])[-2:]
-            if len(recent) == 2 and max(recent) <= 1.0:
+            agree = p.history.get("round_trip", [1.0])[-1] <= _AGREEMENT
+            if len(recent) == 2 and max(recent) <= 1.0 and agree:
                 p.reason = "matched"
             elif p.since_best >= _PATIENCE:
                 p.reason = "stalled"

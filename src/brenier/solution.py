@@ -35,7 +35,8 @@ class Solution(eqx.Module):
 
     Attributes:
         transport: forward, inverse, interpolate, velocity, trajectory.
-        history: one array per column (`step`, `loss`, ... per chunk; `score_step`, `score` per validation).
+        history: one array per column (`step`, `loss`, ... per chunk; `score_step`, `score`, `round_trip` per
+            validation).
         status: one of `STATUS`.
         message: the status and the held-out scores in one or two plain sentences.
         scores: held-out energy distances `energy_forward` (T♯μ against ν) and `energy_backward` (S♯ν against μ),
