@@ -211,7 +211,7 @@ def conditions(records: Sequence[Record]) -> str:
     machines = {f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in records}
     jaxes = {r["versions"]["jax"] for r in records}
     seeds = len({r["seed"] for r in records})
-    often = f"Median (worst) of {seeds} seeds" if seeds > 1 else "One seed"
+    often = f"Median (worst) of {seeds} seeds; no bracket: one seed" if seeds > 1 else "One seed"
     return f"{often}; {' and '.join(sorted(machines))}; JAX {', '.join(sorted(jaxes))}."
 
 
