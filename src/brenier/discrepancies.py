@@ -199,10 +199,8 @@ def _pairwise(
     for points, size, gradient in zip((x, y), (n, m), across_gradients, strict=True):
         weight = 1.0 / max(size * (size - left_out), 1)
         (centred,) = _centred(points)
-        if gradient is None:
-            within = _sum_of_own_distances(centred, chunk)
-        else:
-            within, (own, _) = _sum_of_distances(centred, centred, chunk, (True, False), own=True)
+        within, own = _sum_of_own_distances(centred, chunk, gradient is not None)
+        if gradient is not None:
             gradient = 2.0 / (n * m) * gradient - 2.0 * weight * own
         value = value - weight * within
         gradients.append(gradient)
@@ -261,13 +259,19 @@ def _sum_of_distances(
     return total, (gradient_a, gradient_b.T if in_b else None)
 
 
-def _sum_of_own_distances(a: Points, chunk: int) -> Array:
-    """`Σ_ij |a_i - a_j|`, saving a quarter of the work by its symmetry."""
-    if len(a) < 2 * chunk:
-        return _sum_of_distances(a, a, chunk, (False, False), own=True)[0]
-    first, second = jnp.array_split(a, 2)
-    within = (_sum_of_distances(h, h, chunk, (False, False), own=True)[0] for h in (first, second))
-    return sum(within, 2.0 * _sum_of_distances(first, second, chunk, (False, False))[0])
+def _sum_of_own_distances(a: Points, chunk: int, wanted: bool) -> tuple[Array, Any]:
+    """`Σ_ij |a_i - a_j|` and its derivative, visiting the pairs across the two halves once."""
+    if len(a) <= chunk:
+        total, (gradient, _) = _sum_of_distances(a, a, chunk, (wanted, False), own=True)
+        return total, gradient
+    halves = jnp.array_split(a, 2)
+    across, gradients = _sum_of_distances(halves[0], halves[1], chunk, (wanted, wanted))
+    total, parts = 2.0 * across, []
+    for half, gradient in zip(halves, gradients, strict=True):
+        within, (own, _) = _sum_of_distances(half, half, chunk, (wanted, False), own=True)
+        total = total + within
+        parts += [gradient + own] if wanted else []
+    return total, jnp.concatenate(parts) if wanted else None
 
 
 def _distances(
