@@ -9,8 +9,11 @@ from __future__ import annotations
 import abc
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from brenier.typing import Point, Scalar
+from brenier.typing import Point, Points, Scalar
 
 
 class Cost(eqx.Module):
@@ -48,6 +51,10 @@ class Cost(eqx.Module):
         """`c(x, y) = L(y - x)`, the cost of moving `x` to `y` in unit time."""
         return self.lagrangian(y - x)
 
+    def pairwise(self, x: Points, y: Points) -> Float[Array, "n m"]:
+        """`c(x_i, y_j)` for points (n, d) and (m, d)."""
+        return jax.vmap(lambda x: jax.vmap(lambda y: self.static(x, y))(y))(x)
+
 
 class Quadratic(Cost):
     """`L(v) = ½|v|²`, hence `c(x, y) = ½|x - y|²`: **with** the ½, so the optimal cost is `W₂²/2`.
@@ -69,6 +76,10 @@ class Quadratic(Cost):
 
     def grad_hamiltonian(self, p: Point) -> Point:
         return p
+
+    def pairwise(self, x: Points, y: Points) -> Float[Array, "n m"]:
+        squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
+        return 0.5 * squares - x @ y.T  # A matrix product: a second dimension less to go through.
 
     @property
     def galilean(self) -> bool:

@@ -30,15 +30,17 @@ from brenier.coordinates import Frame
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.methods import Method
 from brenier.problem import TransportProblem
+from brenier.samplers import POOL
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import Transport
 from brenier.typing import Key
-from brenier.validation import POOL, HeldOut, hold_out, verdict, worse_than_linear
+from brenier.validation import HeldOut, gain, hold_out, verdict, worse_than_linear
 
 CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
 
 _VALIDATE_EVERY = 2  # chunks
+_SIGNIFICANT = 2.0  # standard errors of a change of the held-out dual
 _PATIENCE = 12  # validations without improvement
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
@@ -123,6 +125,7 @@ class _Progress:
     elapsed: float = 0.0
     compile_seconds: float = 0.0
     run_seconds: float = 0.0
+    terms: list[list[float]] = dataclasses.field(default_factory=list)
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -265,7 +268,8 @@ class _Run:
         throw: bool,
     ) -> Solution:
         p = self.progress
-        saved = time.perf_counter()
+        saved = self.loop_began = time.perf_counter()
+        self.steps_before, self.compiled_before = p.step, p.compile_seconds
         try:
             while p.step < p.last_step:
                 metrics = self._chunk()
@@ -301,10 +305,18 @@ class _Run:
         scores = self.held_out.scores(candidate)
         ratio = scores["ratio"]
         p.record(score_step=p.step, score=ratio, round_trip=scores["round_trip"])
-        # Within the noise band scores cannot rank two maps, so the later one, less noisy, is kept.
-        if np.isfinite(ratio) and ratio <= max(p.kept, 1.0):
+        if terms := self.held_out.dual_terms(candidate):
+            # The energy distance is blind to what the dual still improves, so the dual itself is the judge.
+            change = gain(terms, p.terms) if p.terms else np.inf
+            keep, improved = change >= -_SIGNIFICANT, change > _SIGNIFICANT
+            if improved:
+                p.terms = [t.tolist() for t in terms]
+            p.record(held_out_dual=sum(t.mean() for t in terms))
+        else:
+            # Within the noise band scores cannot rank two maps, so the later one, less noisy, is kept.
+            keep, improved = ratio <= max(p.kept, 1.0), ratio < 0.98 * p.best
+        if np.isfinite(ratio) and keep:
             self.kept, p.kept = candidate, ratio
-        improved = ratio < 0.98 * p.best
         p.best = min(p.best, ratio)
         p.since_best = 0 if improved else p.since_best + 1
         return scores
@@ -316,7 +328,7 @@ class _Run:
         if self.early_stopping and not decided and p.position >= _EARLIEST_STOP:
             recent = p.history.get("score", [])[-2:]
             agree = p.history.get("round_trip", [1.0])[-1] <= _AGREEMENT
-            if len(recent) == 2 and max(recent) <= 1.0 and agree:
+            if len(recent) == 2 and max(recent) <= 1.0 and agree and not p.terms:
                 p.reason = "matched"
             elif p.since_best >= _PATIENCE:
                 p.reason = "stalled"
@@ -325,7 +337,11 @@ class _Run:
                 p.end_at(min(p.last_step, p.step + max(2 * CHUNK, int(p.step * _COOL_DOWN))))
         if self.time_budget is not None:
             elapsed = self._elapsed()
-            per_step = (elapsed - p.compile_seconds) / p.step
+            # Of the loop alone: setting up would make the first steps look slow and rush the schedule.
+            looped = (
+                time.perf_counter() - self.loop_began - (p.compile_seconds - self.compiled_before)
+            )
+            per_step = looped / (p.step - self.steps_before)
             affordable = p.step + max(int((self.time_budget - elapsed) / per_step), 0)
             if decided:
                 p.end_at(min(affordable, p.last_step))
@@ -336,21 +352,26 @@ class _Run:
     def _event(self, metrics: dict[str, float], scores: dict[str, float] | None) -> Event:
         p = self.progress
         rate = p.step / max(p.run_seconds, 1e-9)
-        elapsed = self._elapsed()
-        wall = (elapsed - p.compile_seconds) / max(p.step, 1)
         return Event(
             step=p.step,
             steps=p.last_step,
             progress=p.position,
             metrics=metrics,
             scores=scores,
-            elapsed=elapsed,
+            elapsed=self._elapsed(),
             compile_seconds=p.compile_seconds,
             steps_per_second=rate,
-            remaining=wall * (p.last_step - p.step),
+            remaining=self._per_step() * (p.last_step - p.step),
             device=jax.default_backend(),
             transport=lambda: self._outer(self.kept),
         )
+
+    def _per_step(self) -> float:
+        """Wall-clock seconds of the loop alone: with the set-up in it the first steps would rush the schedule."""
+        p = self.progress
+        compiled = p.compile_seconds - self.compiled_before
+        looped = time.perf_counter() - self.loop_began - compiled
+        return looped / max(p.step - self.steps_before, 1)
 
     def _elapsed(self) -> float:
         return self.earlier + time.perf_counter() - self.began

@@ -23,6 +23,9 @@ Encode = Callable[[Any], Any]
 
 _CHECKED_ROWS = 100_000
 
+POOL = 100_000
+"""Samples behind moments, bounding boxes and the linear map."""
+
 
 def check_points(x: Any, name: str = "x", *, min_points: int = 1) -> np.ndarray:
     """An array of points as float32 or float64 of shape (n, d), or one clear sentence.

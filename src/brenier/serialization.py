@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brenier.coordinates import Frame
+from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.errors import BrenierWarning, FileFormatError, InputError
 from brenier.files import PathLike, read_container, write_container
 from brenier.gaussian import GaussianPotential
+from brenier.hopf_lax import EndSlices, HopfLaxPotential
 from brenier.networks import MLP, DenseQuadratic, ResNet, SumPotential
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import CharacteristicTransport, Transport
@@ -36,9 +37,12 @@ CLASSES: dict[str, type] = {
     for cls in (
         CharacteristicTransport,
         DenseQuadratic,
+        EndSlices,
         Frame,
         GaussianPotential,
+        HopfLaxPotential,
         MLP,
+        PairCoordinates,
         Quadratic,
         ResNet,
         Solution,

@@ -15,6 +15,7 @@ from brenier.coordinates import Frame, FramedPotential
 from brenier.costs import Cost
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
+from brenier.hopf_lax import HopfLaxPotential
 from brenier.samplers import check_points
 from brenier.typing import ArrayLike, Potential
 
@@ -56,6 +57,14 @@ class Transport(eqx.Module):
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         """`v(t, x)` at points (n, d), in units of the data per unit time."""
 
+    def dual_terms(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Terms (n,) and (m,) whose means add up to a dual value, hence a lower bound of the optimal cost in the limit.
+
+        `None` where the potential was not trained for it. In the units of the cost; `x`, `y` as in `forward`.
+        """
+        del x, y
+        return None
+
     @abc.abstractmethod
     def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
         """Source points (n, d) at each of `times`, shape (len(times), n, d)."""
@@ -96,6 +105,21 @@ class CharacteristicTransport(Transport):
     def interpolate_back(self, y: ArrayLike, t: float) -> ArrayLike:
         """Where target points (n, d) were at time `t`: `y - (1 - t) ∇H(∇u(1, y))`."""
         return self._move(1.0, y, check_time(t) - 1.0)
+
+    def dual_terms(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        if not isinstance(self.network, HopfLaxPotential):
+            return None
+        frame = self.frame
+        q, scale = frame._cast(x, frame.drift, frame.scale)
+        at_x, at_y = self.network.dual_terms(frame.encode(0.0, x), frame.encode(1.0, y))
+        # The frame's own motion, as in `FramedPotential`, split between the sides.
+        at_x = scale**2 * at_x - (x - frame.decode(0.0, jnp.zeros_like(x[0]))) @ q[0]
+        at_y = (
+            scale**2 * at_y
+            + (y - frame.decode(1.0, jnp.zeros_like(y[0]))) @ q[0]
+            + 0.5 * (q[0] @ q[0])
+        )
+        return at_x, at_y
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         t = check_time(t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,15 +13,12 @@ from brenier.discrepancies import energy_distance
 from brenier.gaussian import GaussianPotential
 from brenier.metrics import noise_band
 from brenier.problem import TransportProblem
-from brenier.samplers import Sampler
+from brenier.samplers import POOL, Sampler
 from brenier.transport import Transport
 from brenier.typing import Key
 
 MAX_HELD_OUT = 2048
 MIN_HELD_OUT = 32
-POOL = 100_000
-"""Samples behind moments, bounding boxes and the linear map."""
-
 WAYS = ("forward", "backward")
 
 
@@ -51,6 +49,7 @@ class HeldOut:
             "band_backward": self._band(problem.source, x, len(y), len(x), key),
         }
         self._compiled = jax.jit(_scores)
+        self._compiled_terms = jax.jit(lambda transport, x, y: transport.dual_terms(x, y))
 
     @staticmethod
     def _band(sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> float:
@@ -68,6 +67,11 @@ class HeldOut:
         bands = {k: self.scale * v for k, v in self.bands.items()}
         return scaled | bands | {"round_trip": raw["round_trip"], "ratio": max(ratios)}
 
+    def dual_terms(self, transport: Transport) -> list[np.ndarray]:
+        """The terms of the dual value on the held-out points, one array per side; empty without a dual."""
+        terms = self._compiled_terms(transport, self.x, self.y)
+        return [] if terms is None else [np.asarray(t, np.float64) for t in terms]
+
     def linear_scores(self) -> dict[str, float]:
         """Energy distances of the linear (Gaussian) map between the training samples' moments."""
         linear = GaussianPotential.from_samples(
@@ -80,6 +84,13 @@ class HeldOut:
             "linear_forward": self.scale * float(distance(images, self.y)),
             "linear_backward": self.scale * float(distance(preimages, self.x)),
         }
+
+
+def gain(terms: Sequence[Any], before: Sequence[Any]) -> float:
+    """How much a mean has grown, in standard errors of the change; both were taken on the same points."""
+    changes = [np.asarray(new) - np.asarray(old) for new, old in zip(terms, before, strict=True)]
+    error = float(np.sqrt(sum(c.var() / len(c) for c in changes)))
+    return sum(float(c.mean()) for c in changes) / max(error, 1e-300)
 
 
 def worse_than_linear(scores: dict[str, Any]) -> bool:

@@ -1,9 +1,11 @@
 """Distributions to try a method on: toys in the plane, and problems whose optimal map is known."""
 
+from brenier.datasets.convex import convex_gradient as convex_gradient
 from brenier.datasets.exact import ExactProblem as ExactProblem
 from brenier.datasets.exact import gaussian_pair as gaussian_pair
+from brenier.datasets.exact import gaussian_to_ball as gaussian_to_ball
 from brenier.datasets.exact import gaussian_to_cube as gaussian_to_cube
-from brenier.datasets.exact import gaussian_to_disc as gaussian_to_disc
+from brenier.datasets.exact import quantile_1d as quantile_1d
 from brenier.datasets.exact import translation as translation
 from brenier.datasets.toys import TOYS as TOYS
 from brenier.datasets.toys import Sampler as Sampler
@@ -14,3 +16,4 @@ from brenier.datasets.toys import moons as moons
 from brenier.datasets.toys import spirals as spirals
 from brenier.datasets.toys import swiss_roll as swiss_roll
 from brenier.datasets.toys import two_rings as two_rings
+from brenier.datasets.w2_benchmark import w2_benchmark as w2_benchmark

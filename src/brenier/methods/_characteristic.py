@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -24,6 +24,7 @@ from brenier.hamiltonian import backward_map, forward_map
 from brenier.methods._base import Method
 from brenier.networks import MLP, DenseQuadratic, ResNet, SumPotential, with_zero_head
 from brenier.problem import TransportProblem
+from brenier.samplers import POOL
 from brenier.transport import CharacteristicTransport
 from brenier.typing import Key, Points, Potential
 
@@ -76,7 +77,7 @@ class CharacteristicState(eqx.Module):
 
     network: Any
     averaged: Any
-    base: GaussianPotential | None
+    base: Any
     optimizer: optax.OptState
     box: Float[Array, "2 d"]
     step: Int[Array, ""]
@@ -145,13 +146,13 @@ class CharacteristicMethod(Method[CharacteristicState]):
             raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
-        x, y = problem.source.pool(100_000, 0), problem.target.pool(100_000, 0)
+        x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         network = self._network(problem.dim, key)
         base = None
         if self.gaussian_start:
             network = with_zero_head(network)
-            base = _cast(GaussianPotential.from_samples(x, y), problem.dtype)
-        network = _cast(network, problem.dtype)
+            base = cast(GaussianPotential.from_samples(x, y), problem.dtype)
+        network = cast(network, problem.dtype)
         box = np.stack([np.minimum(x.min(0), y.min(0)), np.maximum(x.max(0), y.max(0))])
         return CharacteristicState(
             network=network,
@@ -172,9 +173,18 @@ class CharacteristicMethod(Method[CharacteristicState]):
         progress: jax.Array,
     ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
         def loss(network: Potential) -> tuple[jax.Array, dict[str, jax.Array]]:
-            u = _with_base(state.base, network)
+            u = with_base(state.base, network)
             return self._loss(u, problem.cost, batch, state.box, key)
 
+        return self.update(loss, state, progress)
+
+    def update(
+        self,
+        loss: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]],
+        state: CharacteristicState,
+        progress: jax.Array,
+    ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
+        """One optimiser step down the gradient of `loss`, and the running average."""
         grads, metrics = jax.grad(loss, has_aux=True)(state.network)
         updates, optimizer = self._optimizer().update(grads, state.optimizer, state.network)
         rate = self._rate(progress)
@@ -189,7 +199,7 @@ class CharacteristicMethod(Method[CharacteristicState]):
     def extract(
         self, problem: TransportProblem, state: CharacteristicState, frame: Frame
     ) -> CharacteristicTransport:
-        return CharacteristicTransport(_with_base(state.base, state.averaged), frame, problem.cost)
+        return CharacteristicTransport(with_base(state.base, state.averaged), frame, problem.cost)
 
     def describe(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -325,11 +335,11 @@ def _average(averaged: Potential, network: Potential, step: jax.Array, decay: fl
     return jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), averaged, network)
 
 
-def _with_base(base: GaussianPotential | None, network: Potential) -> Potential:
+def with_base(base: GaussianPotential | None, network: Potential) -> Potential:
     return network if base is None else SumPotential(base, network)
 
 
-def _cast(module: Any, dtype: Any) -> Any:
+def cast(module: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), module)
 
 

@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost
-from brenier.hamiltonian import implicit_residual
-from brenier.methods._characteristic import FROM_PRESET, CharacteristicMethod
-from brenier.typing import Points, Potential
+from brenier.errors import InputError, UnsupportedProblemError
+from brenier.hamiltonian import backward_map, implicit_residual
+from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
+from brenier.methods._characteristic import (
+    FROM_PRESET,
+    CharacteristicMethod,
+    CharacteristicState,
+    cast,
+)
+from brenier.networks import with_zero_head
+from brenier.problem import TransportProblem
+from brenier.samplers import POOL
+from brenier.transport import CharacteristicTransport
+from brenier.typing import Key, Points, Potential
 
 Anchor = Literal["start", "both"]
+Objective = Literal["dual", "energy"]
+
+DUAL: dict[str, Any] = {
+    "learning_rate": 2e-2,
+    "hj_weight": 0.1,
+    "pair_coordinates": True,
+}
+"""What the dual takes in place of the default preset's values."""
+
+_UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NCF(CharacteristicMethod):
-    """One potential `u(t, x)`, both maps in closed form, tied by the implicit Hamilton–Jacobi residual.
+    """One potential `u(t, x)`, both maps in closed form: `T(x) = x + ∇H(∇u(0, x))`, `S(y) = y - ∇H(∇u(1, y))`.
 
-    Minimises, over the potential's parameters,
+    With `objective="energy"`, as published, it minimises over the potential's parameters
 
         matching_weight (E(T♯μ, ν) + E(S♯ν, μ)) + hj_weight E r²,
         r = u(t, z) + t H(p) - t p·∇H(p) - u(0, z - t ∇H(p)),    p = ∇u(t, z),
 
-    with the squared-MMD energy distance `E`, `T(x) = x + ∇H(∇u(0, x))` and `S(y) = y - ∇H(∇u(1, y))`.
+    with the squared-MMD energy distance `E`. With `objective="dual"`, our default, it maximises the Kantorovich dual
+
+        E_ν u(1, y) - E_μ u(0, x),    u(1, y) = min_x [u(0, x) + c(x, y)]    (Hopf–Lax)
+
+    over the slice at t = 0. The slice at t = 1 proposes the minimisers, `S(y)`; a batch solver finishes them; the slice
+    then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. The potential in
+    between follows from its ends.
 
     Args:
         preset: "default" for our recipe, "published" for the paper's; `None` below means the preset's value.
+        objective: "dual", which sees fine detail that the energy distance is blind to, or "energy".
+        pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map (quadratic cost only).
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
         widths: of the network's layers, where it has several.
         activation: see `brenier.networks.ACTIVATIONS`.
@@ -45,6 +75,8 @@ class NCF(CharacteristicMethod):
         scale_inputs: centre and scale the data by one common scalar (undone in every output).
         steps: planned optimiser steps.
         hj_weight, matching_weight: of the two terms.
+        foot_tolerance: share of the target's spread within which a foot has to arrive.
+        foot_iterations: of the solver per step, at most.
         statistic: "U" (unbiased) or "V" energy distance.
         gaussian_start: start from the closed-form potential between Gaussians with the samples' moments.
 
@@ -60,6 +92,34 @@ class NCF(CharacteristicMethod):
     """
 
     anchor: Anchor = FROM_PRESET
+    objective: Objective = FROM_PRESET
+    pair_coordinates: bool = FROM_PRESET
+    foot_tolerance: float = 0.03
+    foot_iterations: int = 30
+
+    def __post_init__(self) -> None:
+        if self.objective is None:
+            object.__setattr__(
+                self, "objective", "energy" if self.preset == "published" else "dual"
+            )
+        if self.objective not in ("dual", "energy"):
+            raise InputError(f"Expected objective to be dual or energy, found {self.objective!r}.")
+        if self.objective == "dual":
+            for name, value in DUAL.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
+        elif self.pair_coordinates is None:
+            object.__setattr__(self, "pair_coordinates", False)
+        if self.pair_coordinates and self.objective != "dual":
+            raise InputError('pair_coordinates=True needs objective="dual".')
+        super().__post_init__()
+
+    def check(self, problem: TransportProblem) -> None:
+        super().check(problem)
+        if self.pair_coordinates and not problem.cost.galilean:
+            raise UnsupportedProblemError(
+                "Pair coordinates keep the optimal coupling of the quadratic cost only; pass pair_coordinates=False."
+            )
 
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
@@ -68,3 +128,136 @@ class NCF(CharacteristicMethod):
         if self.anchor == "both":
             anchors = anchors.at[1::2].set(1.0)
         return jax.vmap(lambda t, z, a: implicit_residual(u, cost, t, z, a))(t, z, anchors)
+
+    # -- the dual ------------------------------------------------------------------------------------------------
+
+    def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
+        if self.objective == "energy":
+            return super().init(problem, key)
+        # From u = 0, the identity, the first conjugates are exact.
+        start, end = (
+            with_zero_head(self._network(problem.dim, jax.random.fold_in(key, end)))
+            for end in range(2)
+        )
+        slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
+        pair = None
+        if self.pair_coordinates:
+            pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
+            pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
+        return CharacteristicState(
+            network=slices,
+            averaged=jax.tree.map(jnp.copy, slices),
+            base=pair,
+            optimizer=self._optimizer().init(slices),
+            box=jnp.zeros((2, problem.dim), problem.dtype),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def step(
+        self,
+        problem: TransportProblem,
+        state: CharacteristicState,
+        batch: tuple[jax.Array, jax.Array],
+        key: Key,
+        progress: jax.Array,
+    ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
+        if self.objective == "energy":
+            return super().step(problem, state, batch, key, progress)
+        x, y = _in_pair_coordinates(state.base, *batch)
+        return self.update(
+            lambda slices: self._dual_loss(slices, problem.cost, x, y),
+            state,
+            progress,
+        )
+
+    def _dual_loss(
+        self, u: EndSlices, cost: Cost, x: Points, y: Points
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
+        at_x = _at_start(u, x)
+        tolerance = self.foot_tolerance * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
+        # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
+        feet, found, iterations = jax.lax.stop_gradient(
+            self._feet(
+                *jax.lax.stop_gradient((u, x, at_x)),
+                cost,
+                y,
+                jax.lax.stop_gradient(preimages),
+                tolerance,
+            )
+        )
+        at_feet = _at_start(u, feet)
+        moves = jax.vmap(cost.static)(feet, y)
+        dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
+        weight = found / jnp.maximum(jnp.sum(found), 1.0)
+        proposal = weight @ jnp.sum((preimages - feet) ** 2, axis=1)
+        values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
+        values = values - jax.lax.stop_gradient(at_feet) - moves
+        tie = weight @ (values + jax.lax.stop_gradient(u.level)) ** 2
+        level = weight @ (jax.lax.stop_gradient(values) + u.level) ** 2
+        loss = -dual + proposal + self.hj_weight * tie + level
+        return loss, {
+            "loss": loss,
+            "dual": dual,
+            "proposal": proposal,
+            "hj": tie,
+            "unsolved": 1.0 - jnp.mean(found),
+            "iterations": iterations.astype(x.dtype),
+        }
+
+    def _feet(
+        self,
+        u: EndSlices,
+        x: Points,
+        at_x: Float[Array, "n"],
+        cost: Cost,
+        y: Points,
+        proposed: Points,
+        tolerance: jax.Array,
+    ) -> tuple[Points, Float[Array, "m"], jax.Array]:
+        """Minimisers of `u(0, ·) + c(·, y)`, which of them the solver has found, and its iterations.
+
+        The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
+        not better; and where it fails, what it started from stands. The value is then that of a discrete dual, which
+        cannot run away.
+        """
+        discrete = at_x[:, None] + cost.pairwise(x, y)
+        nearest = jnp.argmin(discrete, axis=0)
+
+        def values(feet: Points) -> Float[Array, "m"]:
+            return _at_start(u, feet) + jax.vmap(cost.static)(feet, y)
+
+        at_nearest, at_proposed = jnp.min(discrete, axis=0), values(proposed)
+        better = at_nearest < at_proposed
+        start = jnp.where(better[:, None], x[nearest], proposed)
+        solved = solve_feet(
+            u.start,
+            cost,
+            y,
+            start,
+            tolerance=tolerance,
+            enough=0.98,
+            max_iterations=self.foot_iterations,
+        )
+        lower = values(solved.points) <= jnp.where(better, at_nearest, at_proposed)
+        feet = jnp.where(lower[:, None], solved.points, start)
+        found = lower & (solved.misses <= _UNSOLVED * tolerance)
+        return feet, found.astype(x.dtype), solved.iterations
+
+    def extract(
+        self, problem: TransportProblem, state: CharacteristicState, frame: Frame
+    ) -> CharacteristicTransport:
+        if self.objective == "energy":
+            return super().extract(problem, state, frame)
+        potential = HopfLaxPotential(state.averaged, problem.cost, state.base)
+        return CharacteristicTransport(potential, frame, problem.cost)
+
+
+def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
+    return jax.vmap(lambda x: u.start(jnp.zeros((), x.dtype), x))(x)
+
+
+def _in_pair_coordinates(
+    pair: PairCoordinates | None, x: Points, y: Points
+) -> tuple[Points, Points]:
+    return (x, y) if pair is None else (pair.encode_source(x), pair.encode_target(y))

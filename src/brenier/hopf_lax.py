@@ -1,0 +1,195 @@
+"""The Hopf–Lax formula, `u(t, z) = min_x [u(0, x) + t L((z - x) / t)]`, and the solver for its minimiser.
+
+The minimiser is the foot of the characteristic through `(t, z)`: the `x` with `x + t ∇H(∇u(0, x)) = z`. At t = 1 the
+formula is the conjugate of the Kantorovich dual, `E_ν u(1, ·) - E_μ u(0, ·)`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Float, Int
+
+from brenier.coordinates import PairCoordinates
+from brenier.costs import Cost
+from brenier.hamiltonian import backward_map, forward_map
+from brenier.typing import Point, Points, Potential, Scalar
+
+_RELAXATION = 0.7
+_LONGEST_STEP = 2.0  # in units of the spread of the points that are to be reached
+
+
+class Feet(NamedTuple):
+    """What `solve_feet` found.
+
+    Attributes:
+        points: the best feet, shape (n, d).
+        misses: `|T(x) - y|` at them, shape (n,).
+        iterations: evaluations of the map beyond the first.
+    """
+
+    points: Float[Array, "n d"]
+    misses: Float[Array, "n"]
+    iterations: Int[Array, ""]
+
+
+def solve_feet(
+    u: Potential,
+    cost: Cost,
+    y: Points,
+    start: Points,
+    *,
+    tolerance: Scalar | float,
+    enough: float = 1.0,
+    max_iterations: int = 100,
+) -> Feet:
+    """The points `x` with `T(x) = x + ∇H(∇u(0, x)) = y`, for a batch at once.
+
+    Anderson's acceleration, with a memory of two, of the relaxed iteration `x ← x + β (y - T(x))`; a step is never
+    longer than twice the spread of `y`, and the best iterate of each point is what counts. Points that are already
+    there keep moving with the others: on wide vector units a mask would save nothing.
+
+    Args:
+        u: potential; only its slice at t = 0 is used.
+        y: where the characteristics shall arrive, shape (n, d).
+        start: first guesses, shape (n, d).
+        tolerance: on `|T(x) - y|`.
+        enough: share of the points within tolerance at which the iteration ends.
+        max_iterations: at which it ends in any case.
+
+    References:
+        Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 49 (2011).
+    """
+    longest = _LONGEST_STEP * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
+
+    def misfit(x: Points) -> Points:
+        return y - jax.vmap(lambda x: forward_map(u, cost, x))(x)
+
+    def unfinished(carry):
+        k, best = carry[0], carry[-1]
+        return (k < max_iterations) & (jnp.mean(best <= tolerance) < enough)
+
+    def iterate(carry):
+        k, x, f, recent, older, best_x, best = carry
+        (dx1, df1), (dx2, df2) = recent, older
+        c1, c2 = _least_squares(df1, df2, f)
+        step = _RELAXATION * f - c1 * (dx1 + _RELAXATION * df1) - c2 * (dx2 + _RELAXATION * df2)
+        step = step * jnp.minimum(1.0, longest / (_norm(step) + 1e-9))[:, None]
+        moved = x + step
+        new = misfit(moved)
+        miss = _norm(new)
+        closer = miss < best
+        best_x = jnp.where(closer[:, None], moved, best_x)
+        best = jnp.where(closer, miss, best)
+        return k + 1, moved, new, (step, new - f), recent, best_x, best
+
+    f = misfit(start)
+    nothing = (jnp.zeros_like(start), jnp.zeros_like(start))
+    first = (jnp.zeros((), jnp.int32), start, f, nothing, nothing, start, _norm(f))
+    iterations, *_, best_x, best = jax.lax.while_loop(unfinished, iterate, first)
+    return Feet(best_x, best, iterations)
+
+
+def _least_squares(a: Points, b: Points, f: Points) -> tuple[jax.Array, jax.Array]:
+    """Per row, the coefficients that bring `c1 a + c2 b` closest to `f`; zero where `a` and `b` are."""
+    tiny = jnp.finfo(f.dtype).tiny ** 0.5
+    aa, bb = (jnp.sum(v * v, axis=1) * (1.0 + 1e-4) + tiny for v in (a, b))
+    ab, af, bf = (jnp.sum(v * w, axis=1) for v, w in ((a, b), (a, f), (b, f)))
+    det = aa * bb - ab**2
+    return ((bb * af - ab * bf) / det)[:, None], ((aa * bf - ab * af) / det)[:, None]
+
+
+def _norm(x: Points) -> Float[Array, "n"]:
+    return jnp.sqrt(jnp.sum(x * x, axis=1))
+
+
+class EndSlices(eqx.Module):
+    """Both ends of a potential as networks of their own, each used at its own time only: what the dual trains."""
+
+    start: Potential
+    end: Potential
+    level: Float[Array, ""]
+    """Added to `end`: gradients alone leave it open."""
+
+
+class HopfLaxPotential(eqx.Module):
+    """`u(t, z)` from its slices at both ends; in between, by the Hopf–Lax formula from the one at t = 0.
+
+    At 0 < t < 1 every value costs the solution of `x + t ∇H(∇u(0, x)) = z`, in exchange for a potential that solves
+    the Hamilton–Jacobi equation to the solver's tolerance wherever characteristics do not cross. It is differentiable
+    any number of times: the solution by the implicit function theorem.
+
+    Attributes:
+        slices: of the potential at both ends, in pair coordinates where there are some.
+        cost: the cost of a velocity.
+        coordinates: the pair coordinates the slices were trained in, or `None`.
+    """
+
+    slices: EndSlices
+    cost: Cost
+    coordinates: PairCoordinates | None = None
+
+    def start(self, x: Point) -> Scalar:
+        """`u(0, x)`."""
+        if self.coordinates is None:
+            return self.slices.start(jnp.zeros((), x.dtype), x)
+        return self.coordinates.start_slice(self.slices.start, x)
+
+    def end(self, y: Point) -> Scalar:
+        """`u(1, y)`."""
+
+        def end(t: Scalar, y: Point) -> Scalar:
+            return self.slices.end(t, y) + self.slices.level
+
+        if self.coordinates is None:
+            return end(jnp.ones((), y.dtype), y)
+        return self.coordinates.end_slice(end, y)
+
+    def foot(self, t: Scalar, z: Point) -> Point:
+        """Where the characteristic through `(t, z)` was at time 0."""
+        p = (1.0 - t) * jax.grad(self.start)(z) + t * jax.grad(self.end)(z)
+        guess = jax.lax.stop_gradient(z - t * self.cost.grad_hamiltonian(p))
+        tolerance = 100 * float(jnp.finfo(z.dtype).eps)
+
+        def misfit(x: Point, tz: tuple[Scalar, Point]) -> Point:
+            t, z = tz
+            return x + t * self.cost.grad_hamiltonian(jax.grad(self.start)(x)) - z
+
+        solver = optx.LevenbergMarquardt(rtol=tolerance, atol=tolerance)
+        return optx.root_find(misfit, solver, guess, (t, z), max_steps=64, throw=False).value
+
+    def dual_terms(self, x: Points, y: Points) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
+        """`-u(0, x)` and `min_x [u(0, x) + c(x, y)]`, whose means add up to the dual value of the slice at t = 0.
+
+        The minimum starts at the feet that the slice at t = 1 proposes.
+        """
+        start, end, pair = self.slices.start, self.slices.end, self.coordinates
+        inner_y = y if pair is None else pair.encode_target(y)
+        proposed = jax.vmap(lambda y: backward_map(end, self.cost, y))(inner_y)
+        tolerance = 1e-3 * jnp.sqrt(jnp.sum(jnp.var(inner_y, axis=0)))
+        feet = solve_feet(
+            start, self.cost, inner_y, proposed, tolerance=tolerance, enough=0.99, max_iterations=30
+        ).points
+        if pair is not None:
+            feet = pair.decode_source(feet)
+        values = jax.vmap(self.start)
+        return -values(x), values(feet) + jax.vmap(self.cost.static)(feet, y)
+
+    def __call__(self, t: Scalar, z: Point) -> Scalar:
+        def between(t: Scalar, z: Point) -> Scalar:
+            x = self.foot(t, z)
+            return self.start(x) + t * self.cost.lagrangian((z - x) / t)
+
+        which = jnp.where(t <= 0.0, 0, jnp.where(t >= 1.0, 1, 2))
+        # The untaken branches see t = ½, so that under vmap, where all are evaluated, none divides by zero.
+        inside = jnp.where(which == 2, t, 0.5)
+        return jax.lax.switch(
+            which,
+            (lambda t, z: self.start(z), lambda t, z: self.end(z), between),
+            inside,
+            z,
+        )
