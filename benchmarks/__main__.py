@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, color, energy, gaussian, step, tables, throughput, toys
+from benchmarks import ablation, color, energy, gaussian, step, tables, throughput, toys, w2
 from benchmarks.harness import RESULTS, Options
 
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (gaussian, ablation, toys, color, energy, step, throughput)
+    for module in (gaussian, ablation, toys, w2, color, energy, step, throughput)
 }
+
+NEEDS_DATA = {"color": "color_transfer/pairs.csv", "w2": "w2_benchmark/"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,15 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
     parser.add_argument("--pairs", action="store_true", help="toys: also every toy to every other")
-    parser.add_argument("--data", type=Path, help="folder that holds color_transfer/pairs.csv")
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds color_transfer/ and w2_benchmark/"
+    )
     parser.add_argument("--results", type=Path, help="where to write (default benchmarks/results)")
     given = parser.parse_args(arguments)
 
     names = given.names or [*EXPERIMENTS, "tables"]
     if unknown := [name for name in names if name not in (*EXPERIMENTS, "tables")]:
         parser.error(f"expected {', '.join(EXPERIMENTS)} or tables, found {' '.join(unknown)}")
-    if "color" in given.names and given.data is None:
-        parser.error("color needs --data, the folder that holds color_transfer/pairs.csv")
+    for name in given.names:
+        if name in NEEDS_DATA and given.data is None:
+            parser.error(f"{name} needs --data, the folder that holds {NEEDS_DATA[name]}")
     options = Options(
         quick=given.quick,
         seeds=tuple(given.seeds[:1] if given.quick else given.seeds),
@@ -45,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         results=given.results or (None if given.quick else RESULTS),
     )
     for name in names:
-        if name == "color" and given.data is None:
-            print("color: skipped, it needs --data", file=sys.stderr)
+        if name in NEEDS_DATA and given.data is None:
+            print(f"{name}: skipped, it needs --data", file=sys.stderr)
         elif name == "tables":
             tables.rewrite(given.results or RESULTS)
         else:

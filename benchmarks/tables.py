@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ablation, color, energy, gaussian, step, throughput, toys
+from benchmarks import ablation, color, energy, gaussian, step, throughput, toys, w2
 from benchmarks.harness import RESULTS, ROOT
 
 TABLES: dict[str, Callable[[Path], str | None]] = {
@@ -18,6 +18,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "color": color.table,
     "energy": energy.table,
     "energy-memory": energy.memory_table,
+    "w2": w2.table,
+    "w2-peers": w2.peers_table,
     "step": step.table,
     "throughput": throughput.table,
     "time": lambda results: "\n\n".join(

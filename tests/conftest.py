@@ -32,6 +32,7 @@ CHECKED = (
     "discrepancies",
     "gaussian",
     "hamiltonian",
+    "hopf_lax",
     "networks",
 )
 jaxtyping.install_import_hook([f"brenier.{name}" for name in CHECKED], f"{__name__}.typechecked")

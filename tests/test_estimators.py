@@ -98,7 +98,10 @@ def test_scikit_learn_conventions():
 def test_a_grid_can_be_searched():
     # Two unpaired samples have no folds in common, so the grid is walked with held-out pairs.
     scores = [
-        clone(small()).set_params(**options).fit(Xs=X[:300], Xt=Y[:300]).score(X[300:], Xt=Y[300:])
+        clone(small(objective="energy"))
+        .set_params(**options)
+        .fit(Xs=X[:300], Xt=Y[:300])
+        .score(X[300:], Xt=Y[300:])
         for options in ParameterGrid({"learning_rate": [1e-9, 5e-3]})
     ]
     assert scores[1] > scores[0]

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brenier.coordinates import Frame
+from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.errors import BrenierWarning, FileFormatError, InputError, OutputError
 from brenier.files import read_container, write_container
 from brenier.gaussian import GaussianPotential
+from brenier.hopf_lax import EndSlices, HopfLaxPotential
 from brenier.networks import ACTIVATIONS, MLP, DenseQuadratic, ResNet, SumPotential
 from brenier.serialization import CLASSES, load, save
 from brenier.solution import Metadata, Solution
@@ -27,12 +28,19 @@ def gaussian(dim):
     return GaussianPotential.from_samples(x, 2.0 * y + 1.0)
 
 
+def hopf_lax(dim):
+    start, end = (MLP(dim, (4,), key=jax.random.fold_in(KEY, i)) for i in range(2))
+    pair = PairCoordinates.from_samples(*np.random.default_rng(1).normal(size=(2, 50, dim)))
+    return HopfLaxPotential(EndSlices(start, end, jnp.asarray(0.5)), Quadratic(), pair)
+
+
 NETWORKS = {
     "mlp": lambda dim: MLP(dim, (6, 5), sharpness=10.0, key=KEY),
     "dense_quadratic": lambda dim: DenseQuadratic(dim, (6, 5, 4), key=KEY),
     "resnet": lambda dim: ResNet(dim, 6, 2, step=1 / 3, key=KEY),
     "gaussian": gaussian,
     "sum": lambda dim: SumPotential(gaussian(dim), MLP(dim, (4,), key=KEY)),
+    "hopf_lax": hopf_lax,
 }
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from brenier.typing import Point, Points, Scalar
+from brenier.typing import Point, Scalar
 
 
 class Cost(eqx.Module):
@@ -51,7 +51,7 @@ class Cost(eqx.Module):
         """`c(x, y) = L(y - x)`, the cost of moving `x` to `y` in unit time."""
         return self.lagrangian(y - x)
 
-    def pairwise(self, x: Points, y: Points) -> Float[Array, "n m"]:
+    def pairwise(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """`c(x_i, y_j)` for points (n, d) and (m, d)."""
         return jax.vmap(lambda x: jax.vmap(lambda y: self.static(x, y))(y))(x)
 
@@ -77,7 +77,7 @@ class Quadratic(Cost):
     def grad_hamiltonian(self, p: Point) -> Point:
         return p
 
-    def pairwise(self, x: Points, y: Points) -> Float[Array, "n m"]:
+    def pairwise(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
         return 0.5 * squares - x @ y.T  # A matrix product: a second dimension less to go through.
 

@@ -28,6 +28,7 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
 
     Args:
         preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
+        objective: "dual" (our default) or "energy"; see `brenier.NCF`.
         steps: optimiser steps planned; early stopping may end sooner.
         batch_size: samples a side and step.
         learning_rate: peak step size.
@@ -60,6 +61,7 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         self,
         preset: str = "default",
         *,
+        objective: str | None = None,
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
@@ -73,6 +75,7 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         callbacks: tuple[Any, ...] = (),
     ):
         self.preset = preset
+        self.objective = objective
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -103,7 +106,14 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
         options: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("steps", "batch_size", "learning_rate", "network", "optimizer")
+            for name in (
+                "objective",
+                "steps",
+                "batch_size",
+                "learning_rate",
+                "network",
+                "optimizer",
+            )
         }
         method = NCF(preset=self.preset, gaussian_start=self.gaussian_start, **options)  # type: ignore[arg-type]
         seed = self.random_state

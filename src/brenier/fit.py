@@ -41,7 +41,8 @@ CHUNK = 25
 
 _VALIDATE_EVERY = 2  # chunks
 _SIGNIFICANT = 2.0  # standard errors of a change of the held-out dual
-_PATIENCE = 12  # validations without improvement
+_PATIENCE = 12  # validations without improvement of the energy distance, which is noisy
+_DUAL_PATIENCE = 6  # the same for the held-out dual, whose changes are told from noise
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
@@ -330,7 +331,7 @@ class _Run:
             agree = p.history.get("round_trip", [1.0])[-1] <= _AGREEMENT
             if len(recent) == 2 and max(recent) <= 1.0 and agree and not p.terms:
                 p.reason = "matched"
-            elif p.since_best >= _PATIENCE:
+            elif p.since_best >= (_DUAL_PATIENCE if p.terms else _PATIENCE):
                 p.reason = "stalled"
             decided = p.reason in ("matched", "stalled")
             if decided:

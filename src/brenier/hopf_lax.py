@@ -6,12 +6,12 @@ formula is the conjugate of the Kantorovich dual, `E_ν u(1, ·) - E_μ u(0, ·)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optimistix as optx
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import PairCoordinates
@@ -20,6 +20,7 @@ from brenier.hamiltonian import backward_map, forward_map
 from brenier.typing import Point, Points, Potential, Scalar
 
 _RELAXATION = 0.7
+_NEWTON_STEPS = 40
 _LONGEST_STEP = 2.0  # in units of the spread of the points that are to be reached
 
 
@@ -94,6 +95,27 @@ def solve_feet(
     return Feet(best_x, best, iterations)
 
 
+def _newton(misfit: Callable[[Point], Point], x: Point) -> Point:
+    """A root by Newton's method; a step that does not help is halved."""
+    tolerance = 100 * float(jnp.finfo(x.dtype).eps)
+
+    def unfinished(carry):
+        k, x, f, _ = carry
+        return (k < _NEWTON_STEPS) & (jnp.sum(f * f) > (tolerance * (1.0 + jnp.sqrt(x @ x))) ** 2)
+
+    def iterate(carry):
+        k, x, f, length = carry
+        step = jnp.linalg.solve(jax.jacobian(misfit)(x), f)
+        moved = x - length * step
+        new = misfit(moved)
+        helps = jnp.sum(new * new) < jnp.sum(f * f)
+        x, f = jnp.where(helps, moved, x), jnp.where(helps, new, f)
+        return k + 1, x, f, jnp.where(helps, jnp.ones_like(length), 0.5 * length)
+
+    first = (jnp.zeros((), jnp.int32), x, misfit(x), jnp.ones((), x.dtype))
+    return jax.lax.while_loop(unfinished, iterate, first)[1]
+
+
 def _least_squares(a: Points, b: Points, f: Points) -> tuple[jax.Array, jax.Array]:
     """Per row, the coefficients that bring `c1 a + c2 b` closest to `f`; zero where `a` and `b` are."""
     tiny = jnp.finfo(f.dtype).tiny ** 0.5
@@ -114,6 +136,17 @@ class EndSlices(eqx.Module):
     end: Potential
     level: Float[Array, ""]
     """Added to `end`: gradients alone leave it open."""
+
+
+class OneEnd(eqx.Module):
+    """A `HopfLaxPotential` at t = 0 or at t = 1 alone: nothing to solve, little to compile."""
+
+    potential: HopfLaxPotential
+    last: bool = eqx.field(static=True)
+
+    def __call__(self, t: Scalar, x: Point) -> Scalar:
+        del t
+        return self.potential.end(x) if self.last else self.potential.start(x)
 
 
 class HopfLaxPotential(eqx.Module):
@@ -153,16 +186,17 @@ class HopfLaxPotential(eqx.Module):
         """Where the characteristic through `(t, z)` was at time 0."""
         p = (1.0 - t) * jax.grad(self.start)(z) + t * jax.grad(self.end)(z)
         guess = jax.lax.stop_gradient(z - t * self.cost.grad_hamiltonian(p))
-        tolerance = 100 * float(jnp.finfo(z.dtype).eps)
 
-        def misfit(x: Point, tz: tuple[Scalar, Point]) -> Point:
-            t, z = tz
+        def misfit(x: Point) -> Point:
             return x + t * self.cost.grad_hamiltonian(jax.grad(self.start)(x)) - z
 
-        solver = optx.LevenbergMarquardt(rtol=tolerance, atol=tolerance)
-        return optx.root_find(misfit, solver, guess, (t, z), max_steps=64, throw=False).value
+        return jax.lax.custom_root(
+            misfit, guess, _newton, lambda linear, y: jnp.linalg.solve(jax.jacobian(linear)(y), y)
+        )
 
-    def dual_terms(self, x: Points, y: Points) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
+    def dual_terms(
+        self, x: Float[Array, "n d"], y: Float[Array, "m d"]
+    ) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
         """`-u(0, x)` and `min_x [u(0, x) + c(x, y)]`, whose means add up to the dual value of the slice at t = 0.
 
         The minimum starts at the feet that the slice at t = 1 proposes.

@@ -15,7 +15,7 @@ from brenier.coordinates import Frame, FramedPotential
 from brenier.costs import Cost
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
-from brenier.hopf_lax import HopfLaxPotential
+from brenier.hopf_lax import HopfLaxPotential, OneEnd
 from brenier.samplers import check_points
 from brenier.typing import ArrayLike, Potential
 
@@ -110,15 +110,11 @@ class CharacteristicTransport(Transport):
         if not isinstance(self.network, HopfLaxPotential):
             return None
         frame = self.frame
-        q, scale = frame._cast(x, frame.drift, frame.scale)
+        c0, q, scale = frame._cast(x, frame.source_center, frame.drift, frame.scale)
         at_x, at_y = self.network.dual_terms(frame.encode(0.0, x), frame.encode(1.0, y))
-        # The frame's own motion, as in `FramedPotential`, split between the sides.
-        at_x = scale**2 * at_x - (x - frame.decode(0.0, jnp.zeros_like(x[0]))) @ q[0]
-        at_y = (
-            scale**2 * at_y
-            + (y - frame.decode(1.0, jnp.zeros_like(y[0]))) @ q[0]
-            + 0.5 * (q[0] @ q[0])
-        )
+        # The frame's own motion, as in `FramedPotential`, on the side it belongs to.
+        at_x = scale**2 * at_x - (x - c0) @ q[0]
+        at_y = scale**2 * at_y + (y - c0 - q) @ q[0] + 0.5 * (q[0] @ q[0])
         return at_x, at_y
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
@@ -142,10 +138,12 @@ class CharacteristicTransport(Transport):
 
     def _inner(self, t: float, x: ArrayLike) -> ArrayLike:
         """The velocity in the frame's coordinates at points in the user's."""
-        z = self.frame.encode(t, x)
+        z, network = self.frame.encode(t, x), self.network
+        if isinstance(network, HopfLaxPotential) and t in (0.0, 1.0):
+            network = OneEnd(network, t == 1.0)
         if isinstance(x, np.ndarray):
-            return _padded_velocities(self.network, self.cost, t, np.asarray(z))
-        return _velocities(self.network, self.cost, jnp.asarray(t, z.dtype), z)
+            return _padded_velocities(network, self.cost, t, np.asarray(z))
+        return _velocities(network, self.cost, jnp.asarray(t, z.dtype), z)
 
     def _checked(self, x: ArrayLike) -> ArrayLike:
         if isinstance(x, jax.Array):

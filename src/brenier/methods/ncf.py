@@ -32,6 +32,7 @@ Objective = Literal["dual", "energy"]
 DUAL: dict[str, Any] = {
     "learning_rate": 2e-2,
     "hj_weight": 0.1,
+    "steps": 1500,
     "pair_coordinates": True,
 }
 """What the dual takes in place of the default preset's values."""
@@ -139,7 +140,8 @@ class NCF(CharacteristicMethod):
             with_zero_head(self._network(problem.dim, jax.random.fold_in(key, end)))
             for end in range(2)
         )
-        slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
+        # Copied, for a network of the user's would be both ends, and a donated state holds no buffer twice.
+        slices = jax.tree.map(jnp.copy, cast(EndSlices(start, end, jnp.zeros(())), problem.dtype))
         pair = None
         if self.pair_coordinates:
             pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
@@ -171,7 +173,7 @@ class NCF(CharacteristicMethod):
         )
 
     def _dual_loss(
-        self, u: EndSlices, cost: Cost, x: Points, y: Points
+        self, u: EndSlices, cost: Cost, x: Float[Array, "n d"], y: Float[Array, "m d"]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
         at_x = _at_start(u, x)
@@ -208,13 +210,13 @@ class NCF(CharacteristicMethod):
     def _feet(
         self,
         u: EndSlices,
-        x: Points,
+        x: Float[Array, "n d"],
         at_x: Float[Array, "n"],
         cost: Cost,
-        y: Points,
-        proposed: Points,
+        y: Float[Array, "m d"],
+        proposed: Float[Array, "m d"],
         tolerance: jax.Array,
-    ) -> tuple[Points, Float[Array, "m"], jax.Array]:
+    ) -> tuple[Float[Array, "m d"], Float[Array, "m"], jax.Array]:
         """Minimisers of `u(0, ·) + c(·, y)`, which of them the solver has found, and its iterations.
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
@@ -224,7 +226,7 @@ class NCF(CharacteristicMethod):
         discrete = at_x[:, None] + cost.pairwise(x, y)
         nearest = jnp.argmin(discrete, axis=0)
 
-        def values(feet: Points) -> Float[Array, "m"]:
+        def values(feet: Float[Array, "m d"]) -> Float[Array, "m"]:
             return _at_start(u, feet) + jax.vmap(cost.static)(feet, y)
 
         at_nearest, at_proposed = jnp.min(discrete, axis=0), values(proposed)
@@ -258,6 +260,6 @@ def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
 
 
 def _in_pair_coordinates(
-    pair: PairCoordinates | None, x: Points, y: Points
-) -> tuple[Points, Points]:
+    pair: PairCoordinates | None, x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     return (x, y) if pair is None else (pair.encode_source(x), pair.encode_target(y))

@@ -19,5 +19,10 @@ class SumPotential(eqx.Module):
 
 
 def with_zero_head(network: Any) -> Any:
-    """The same network with its last layer zero, hence `u = 0` and the identity map."""
+    """The same network with its last layer zero, hence `u = 0` and the identity map.
+
+    A network without a `head` is left as it is.
+    """
+    if not hasattr(network, "head"):
+        return network
     return eqx.tree_at(lambda n: n.head, network, jnp.zeros_like(network.head))

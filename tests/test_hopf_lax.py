@@ -1,0 +1,192 @@
+"""The Hopf–Lax formula and the dual against the Gaussian closed form."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot
+import pytest
+
+import brenier
+from brenier.coordinates import Frame, PairCoordinates
+from brenier.costs import Cost, Quadratic
+from brenier.errors import BrenierWarning, InputError, UnsupportedProblemError
+from brenier.gaussian import GaussianPotential, gaussian_cost
+from brenier.hamiltonian import forward_map, pde_residual, velocity
+from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
+from brenier.metrics import total_variance, uvp
+from brenier.networks import DenseQuadratic, with_zero_head
+from brenier.transport import CharacteristicTransport
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(500, 3)) * [1.0, 0.3, 2.0]
+Y = RNG.normal(size=(500, 3)) @ [[1.0, 0.4, 0.0], [0.4, 1.2, 0.1], [0.0, 0.1, 0.2]]
+X, Y = X - X.mean(0), Y - Y.mean(0)
+EXACT = GaussianPotential.from_samples(X, Y)
+TIMES = (0.0, 0.25, 0.5, 0.9, 1.0)
+
+
+def potentials():
+    """The closed form, from its ends; and as what pair coordinates are with no network at all."""
+    nothing = with_zero_head(DenseQuadratic(3, (4, 4, 4), key=jax.random.key(0)))
+    zero = jnp.zeros(())
+    return {
+        "ends": HopfLaxPotential(EndSlices(EXACT, EXACT, zero), Quadratic()),
+        "pair coordinates": HopfLaxPotential(
+            EndSlices(nothing, nothing, zero), Quadratic(), PairCoordinates.from_samples(X, Y)
+        ),
+    }
+
+
+@pytest.mark.parametrize("u", potentials().values(), ids=potentials())
+@pytest.mark.parametrize("t", TIMES)
+class TestGaussianOracle:
+    def test_value_velocity_and_curvature(self, u, t):
+        time, points = jnp.asarray(t), jnp.asarray(X[:20])
+        for derivative in (
+            lambda f: lambda x: f(time, x),
+            lambda f: jax.grad(lambda x: f(time, x)),
+            lambda f: jax.hessian(lambda x: f(time, x)),
+        ):
+            found, exact = (jax.vmap(derivative(f))(points) for f in (u, EXACT))
+            np.testing.assert_allclose(found, exact, rtol=1e-8, atol=1e-8)
+
+    def test_maps_between(self, u, t):
+        transport = CharacteristicTransport(u, Frame.identity(3), Quadratic())
+        half = X + t * (EXACT.forward(X) - X)
+        np.testing.assert_allclose(transport.interpolate(X, t), half, atol=1e-9)
+        exact = jax.vmap(lambda x: velocity(EXACT, Quadratic(), jnp.asarray(t), x))(
+            jnp.asarray(half)
+        )
+        np.testing.assert_allclose(transport.velocity(t, half), exact, atol=1e-7)
+
+    def test_solves_the_equation(self, u, t):
+        if 0.0 < t < 1.0:
+            residual = jax.vmap(lambda x: pde_residual(u, Quadratic(), jnp.asarray(t), x))
+            assert np.abs(residual(jnp.asarray(X[:20]))).max() < 1e-9
+
+
+@pytest.mark.parametrize("u", potentials().values(), ids=potentials())
+def test_dual_terms_are_the_kantorovich_pair(u):
+    at_x, at_y = u.dual_terms(jnp.asarray(X), jnp.asarray(Y))
+    np.testing.assert_allclose(
+        at_x, -jax.vmap(lambda x: EXACT(jnp.zeros(()), x))(jnp.asarray(X)), atol=1e-9
+    )
+    # The minimum is found to the solver's tolerance, its value to the square of that.
+    np.testing.assert_allclose(
+        at_y, jax.vmap(lambda y: EXACT(jnp.ones(()), y))(jnp.asarray(Y)), atol=1e-5
+    )
+    cost = gaussian_cost(X.mean(0), np.cov(X.T), Y.mean(0), np.cov(Y.T))
+    assert abs(float(at_x.mean() + at_y.mean()) - cost) < 0.01 * cost
+
+
+def test_the_frame_is_part_of_the_dual_value():
+    source, target = 3.0 * X + 5.0, 3.0 * Y - 2.0
+    frame = Frame.from_samples(source, target, galilean=True)
+    inner = (frame.encode(0.0, source), frame.encode(1.0, target))
+    exact = GaussianPotential.from_samples(*inner)
+    u = HopfLaxPotential(EndSlices(exact, exact, jnp.zeros(())), Quadratic())
+    terms = CharacteristicTransport(u, frame, Quadratic()).dual_terms(
+        jnp.asarray(source), jnp.asarray(target)
+    )
+    assert terms is not None
+    moments = (source.mean(0), np.cov(source.T), target.mean(0), np.cov(target.T))
+    assert sum(float(t.mean()) for t in terms) == pytest.approx(gaussian_cost(*moments), rel=5e-3)
+
+
+def test_feet_from_far_away():
+    y = jnp.asarray(Y)
+    feet = solve_feet(EXACT, Quadratic(), y, jnp.zeros_like(y), tolerance=1e-10)
+    np.testing.assert_allclose(feet.points, EXACT.inverse(Y), atol=1e-8)
+    assert feet.misses.max() <= 1e-10
+    images = jax.vmap(lambda x: forward_map(EXACT, Quadratic(), x))(feet.points)
+    np.testing.assert_allclose(images, Y, atol=1e-9)
+
+
+def test_the_solver_keeps_its_best_and_its_limits():
+    y = jnp.asarray(Y)
+    start = jnp.asarray(EXACT.inverse(Y))
+    kept = solve_feet(EXACT, Quadratic(), y, start, tolerance=1e-6)
+    assert int(kept.iterations) == 0
+    np.testing.assert_array_equal(kept.points, start)
+    short = solve_feet(EXACT, Quadratic(), y, jnp.zeros_like(y), tolerance=0.0, max_iterations=3)
+    assert int(short.iterations) == 3
+
+
+def test_pair_coordinates_keep_the_inner_products():
+    pair = PairCoordinates.from_samples(X, Y)
+    z, w = pair.encode_source(jnp.asarray(X)), pair.encode_target(jnp.asarray(Y))
+    np.testing.assert_allclose(pair.scale**2 * jnp.sum(z * w, 1), np.sum(X * Y, 1), atol=1e-12)
+    np.testing.assert_allclose(np.cov(z.T), np.cov(w.T), atol=1e-4)  # up to the ridge
+    np.testing.assert_allclose(pair.decode_source(z), X, atol=1e-12)
+
+
+def test_pair_coordinates_of_degenerate_samples_are_finite():
+    flat = X * [1.0, 0.0, 1.0]
+    pair = PairCoordinates.from_samples(flat, Y)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pair))
+
+
+@pytest.mark.parametrize("pair_coordinates", [True, False])
+def test_training_finds_both_maps(pair_coordinates):
+    exact = brenier.datasets.gaussian_pair(2, 1)
+    method = brenier.NCF(
+        pair_coordinates=pair_coordinates, widths=(32, 32, 16), batch_size=512, learning_rate=1e-2
+    )
+    problem = brenier.TransportProblem(exact.source, exact.target)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", BrenierWarning
+        )  # on a Gaussian the linear map is hard to beat
+        solution = brenier.fit(problem, method, steps=250, early_stopping=False)
+    x, y = (np.asarray(side(jax.random.key(9), 4000)) for side in (exact.source, exact.target))
+    transport = solution.transport
+    assert uvp(transport.forward(x), exact.forward(x), total_variance(y)) < 0.3
+    assert uvp(transport.inverse(y), exact.inverse(y), total_variance(x)) < 0.3
+    assert solution.history["unsolved"][-1] < 0.05
+
+
+def test_far_modes_do_not_make_the_dual_run_away():
+    """Where no foot is found the discrete dual of the batch stands in, and bounds the value."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 2))
+    y = 0.05 * rng.normal(size=(1000, 2)) + rng.choice([-20.0, 20.0], size=(1000, 1))
+    method = brenier.NCF(widths=(16, 16, 8), batch_size=256, foot_iterations=2, learning_rate=5e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BrenierWarning)
+        solution = brenier.fit(brenier.TransportProblem(x, y), method, steps=150)
+    cost = 0.5 * ot.emd2(np.full(1000, 1e-3), np.full(1000, 1e-3), ot.dist(x, y))
+    moved = 0.5 * np.mean(np.sum((solution.transport.forward(x) - x) ** 2, axis=1))
+    assert moved < 1.5 * cost
+    assert np.abs(solution.transport.inverse(y)).max() < 10.0
+
+
+def test_pair_coordinates_are_for_the_quadratic_cost():
+    class Quartic(Cost):
+        def lagrangian(self, v):
+            return jnp.sum(v**4) / 4
+
+        def hamiltonian(self, p):
+            return 0.75 * jnp.sum(jnp.abs(p) ** (4 / 3))
+
+        def grad_lagrangian(self, v):
+            return v**3
+
+        def grad_hamiltonian(self, p):
+            return jnp.cbrt(p)
+
+        @property
+        def galilean(self):
+            return False
+
+    with pytest.raises(UnsupportedProblemError, match="pair_coordinates=False"):
+        brenier.NCF().check(brenier.TransportProblem(X, Y, cost=Quartic()))
+    with pytest.raises(InputError, match="needs objective"):
+        brenier.NCF(objective="energy", pair_coordinates=True)
+    with pytest.raises(InputError, match="objective to be dual or energy"):
+        brenier.NCF(objective="primal")
+    pairs = Quartic().pairwise(jnp.asarray(X[:3]), jnp.asarray(Y[:4]))
+    np.testing.assert_allclose(pairs, np.sum((Y[None, :4] - X[:3, None]) ** 4, -1) / 4, rtol=1e-10)
+    both = Quadratic().pairwise(jnp.asarray(X[:3]), jnp.asarray(Y[:4]))
+    np.testing.assert_allclose(both, np.sum((Y[None, :4] - X[:3, None]) ** 2, -1) / 2, rtol=1e-10)
