@@ -43,7 +43,7 @@ def run(options: Options) -> None:
         for name, (_, change) in CHANGES.items():
             if options.wants({"change": name}):
                 scores, facts = pair.fit(
-                    brenier.NCF(**change),
+                    brenier.NCF(objective="energy", **change),
                     steps=4 if options.quick else STEPS,
                     early_stopping=False,
                 )

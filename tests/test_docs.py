@@ -8,6 +8,7 @@ import pytest
 
 import brenier
 from brenier.methods._characteristic import PRESETS
+from brenier.methods.ncf import DUAL
 
 ROOT = Path(__file__).parent.parent
 PAGES = {page.name: page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
@@ -31,7 +32,8 @@ def folder(tmp_path_factory):
 def test_examples_run(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     # The pages show calls; how well a fit of full length does is tested elsewhere.
-    monkeypatch.setitem(PRESETS["default"], "steps", 25)
+    for recipe in (PRESETS["default"], DUAL):
+        monkeypatch.setitem(recipe, "steps", 25)
     exec(EXAMPLES[name], dict(zip("XY", samples(), strict=True)))
 
 

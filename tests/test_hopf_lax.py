@@ -145,6 +145,7 @@ def test_training_finds_both_maps(pair_coordinates):
     assert uvp(transport.forward(x), exact.forward(x), total_variance(y)) < 0.3
     assert uvp(transport.inverse(y), exact.inverse(y), total_variance(x)) < 0.3
     assert solution.history["unsolved"][-1] < 0.05
+    assert abs(solution.scores["cost"] - exact.cost) < 4 * solution.scores["cost_standard_error"]
 
 
 def test_far_modes_do_not_make_the_dual_run_away():

@@ -34,7 +34,7 @@ from brenier.samplers import POOL
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import Transport
 from brenier.typing import Key
-from brenier.validation import HeldOut, gain, hold_out, verdict, worse_than_linear
+from brenier.validation import HeldOut, dual_cost, gain, hold_out, verdict, worse_than_linear
 
 CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
@@ -383,6 +383,13 @@ class _Run:
         """The same transport in the user's coordinates."""
         return dataclasses.replace(transport, frame=self.frame)
 
+    def _cost(self) -> dict[str, float]:
+        """The dual value in the user's units; the frame's own motion costs `½|q|²`."""
+        found = dual_cost(self.kept, self.inner, float(self.frame.scale))
+        if found:
+            found["cost"] += 0.5 * float(self.frame.drift @ self.frame.drift)
+        return found
+
     def _diverged(self, throw: bool) -> Solution:
         step = self.progress.step
         hint = (
@@ -401,6 +408,7 @@ class _Run:
         scores: dict[str, float] = {}
         if self.held_out is not None:
             scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
+            scores |= self._cost()
             if status == "completed" and scores["ratio"] <= 1.0:
                 status = "matched"
         total = self._elapsed()

@@ -42,7 +42,8 @@ class Solution(eqx.Module):
         scores: held-out energy distances `energy_forward` (T♯μ against ν) and `energy_backward` (S♯ν against μ),
             their noise bands `band_*` (95 % quantile between samples of one distribution of the same sizes),
             the same for the linear map `linear_*`, and `round_trip` = `E|S(T(x)) - x|² / Var(μ)`.
-            Empty when nothing was held out.
+            With the dual also `cost`, the optimal cost as the dual value over the training samples, and its
+            `cost_standard_error`. Empty when nothing was held out.
         info: method, seed, dimension, versions, device, timings in seconds, data hash.
     """
 

@@ -86,6 +86,28 @@ class HeldOut:
         }
 
 
+def dual_cost(transport: Transport, problem: TransportProblem, scale: float) -> dict[str, float]:
+    """The optimal cost as the dual value over up to 100 000 training samples a side, and its standard error.
+
+    In the units of the data; empty where the potential was not trained for it.
+    """
+    pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
+    n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
+    compute = jax.jit(lambda transport, x, y: transport.dual_terms(x, y))
+    parts: list[Any] = []
+    for start in range(0, min(len(pool) for pool in pools) - n + 1, n):
+        terms = compute(transport, *(jnp.asarray(pool[start : start + n]) for pool in pools))
+        if terms is None:
+            return {}
+        parts.append([np.asarray(t, np.float64) for t in terms])
+    at_x, at_y = (np.concatenate(side) for side in zip(*parts, strict=True))
+    error = np.sqrt((at_x.var() + at_y.var()) / len(at_x))
+    return {
+        "cost": scale**2 * float(at_x.mean() + at_y.mean()),
+        "cost_standard_error": scale**2 * float(error),
+    }
+
+
 def gain(terms: Sequence[Any], before: Sequence[Any]) -> float:
     """How much a mean has grown, in standard errors of the change; both were taken on the same points."""
     changes = [np.asarray(new) - np.asarray(old) for new, old in zip(terms, before, strict=True)]
