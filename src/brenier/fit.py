@@ -331,7 +331,9 @@ class _Run:
             agree = p.history.get("round_trip", [1.0])[-1] <= _AGREEMENT
             if len(recent) == 2 and max(recent) <= 1.0 and agree and not p.terms:
                 p.reason = "matched"
-            elif p.since_best >= (_DUAL_PATIENCE if p.terms else _PATIENCE):
+            elif p.since_best >= _PATIENCE or (
+                p.terms and agree and p.since_best >= _DUAL_PATIENCE
+            ):
                 p.reason = "stalled"
             decided = p.reason in ("matched", "stalled")
             if decided:

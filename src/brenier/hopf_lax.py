@@ -199,7 +199,7 @@ class HopfLaxPotential(eqx.Module):
     ) -> tuple[Float[Array, "n"], Float[Array, "m"]]:
         """`-u(0, x)` and `min_x [u(0, x) + c(x, y)]`, whose means add up to the dual value of the slice at t = 0.
 
-        The minimum starts at the feet that the slice at t = 1 proposes.
+        The minimum is the lower of two: near the foot that the slice at t = 1 proposes, and over the points `x`.
         """
         start, end, pair = self.slices.start, self.slices.end, self.coordinates
         inner_y = y if pair is None else pair.encode_target(y)
@@ -211,7 +211,10 @@ class HopfLaxPotential(eqx.Module):
         if pair is not None:
             feet = pair.decode_source(feet)
         values = jax.vmap(self.start)
-        return -values(x), values(feet) + jax.vmap(self.cost.static)(feet, y)
+        at_x, at_feet = values(x), values(feet) + jax.vmap(self.cost.static)(feet, y)
+        # Whatever the solver did, the value stays below that of the discrete problem between the same points.
+        discrete = jnp.min(at_x[:, None] + self.cost.pairwise(x, y), axis=0)
+        return -at_x, jnp.minimum(at_feet, discrete)
 
     def __call__(self, t: Scalar, z: Point) -> Scalar:
         def between(t: Scalar, z: Point) -> Scalar:

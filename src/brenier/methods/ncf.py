@@ -30,7 +30,7 @@ Anchor = Literal["start", "both"]
 Objective = Literal["dual", "energy"]
 
 DUAL: dict[str, Any] = {
-    "learning_rate": 2e-2,
+    "learning_rate": 1e-2,
     "hj_weight": 0.1,
     "steps": 1500,
     "pair_coordinates": True,
