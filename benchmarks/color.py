@@ -30,6 +30,7 @@ from benchmarks.harness import (
     values,
 )
 from brenier.color import (
+    RATE,
     STEPS,
     ColorImage,
     color_samples,
@@ -41,7 +42,7 @@ from brenier.color import (
 )
 
 SAMPLES = 100_000
-METHOD = brenier.NCF(steps=STEPS)
+METHOD = brenier.NCF(steps=STEPS, learning_rate=RATE)
 METHODS = {
     "ncf": "NCF",
     "histogram-matching": "histogram matching",
