@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 
 import brenier
@@ -415,6 +416,10 @@ def draw(records: list[Record]) -> matplotlib.figure.Figure | None:
         best = PUBLISHED["best of ten neural solvers"][dim]
         panel.axhline(best, color="0.5", lw=0.8, ls="--", label="best published")
         panel.set(xscale="log", yscale="log", title=f"d = {dim}", xlabel="seconds")
+        panel.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("UVP of the forward map, %")
     handles = {
