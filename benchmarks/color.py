@@ -30,7 +30,6 @@ from benchmarks.harness import (
     values,
 )
 from brenier.color import (
-    RATE,
     STEPS,
     ColorImage,
     color_samples,
@@ -42,7 +41,7 @@ from brenier.color import (
 )
 
 SAMPLES = 100_000
-METHOD = brenier.NCF(steps=STEPS, learning_rate=RATE)
+METHOD = brenier.NCF(steps=STEPS)
 METHODS = {
     "ncf": "NCF",
     "histogram-matching": "histogram matching",

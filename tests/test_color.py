@@ -525,10 +525,9 @@ class TestColorTransfer:
         monkeypatch.setattr(pipeline, "NCFTransport", estimator)
         options = {"steps": 7, "time_budget": 2.5, "random_state": 3}
         color_transfer(*pair, out=tmp_path, callbacks=[watch], **options)
-        # the higher rate is for fits of the planned length only
-        assert given == options | {"callbacks": (watch,), "learning_rate": None}
+        assert given == options | {"callbacks": (watch,)}
         color_transfer(*pair, out=tmp_path)
-        assert (given["steps"], given["learning_rate"]) == (pipeline.STEPS, pipeline.RATE)
+        assert given["steps"] == pipeline.STEPS
 
     def test_options_of_the_default_estimator_need_it(self, pair, tmp_path):
         with pytest.raises(InputError, match="default estimator"):

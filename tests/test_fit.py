@@ -177,11 +177,11 @@ def test_results_act_on_numpy_and_jax_alike(solved):
     "options",
     [
         {"network": "mlp", "widths": (16, 16)},
-        {"network": "resnet", "widths": None},
-        {"collocation": "mix"},
-        {"statistic": "V"},
-        {"optimizer": optax.adam(1e-3)},
-        {"averaging": 0.0, "schedule": "constant"},
+        {"network": "resnet", "widths": None, "objective": "energy"},
+        {"collocation": "mix", "objective": "energy"},
+        {"statistic": "V", "objective": "energy"},
+        {"optimizer": optax.adam(1e-3), "objective": "energy"},
+        {"averaging": 0.0, "schedule": "constant", "objective": "energy"},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -262,7 +262,11 @@ def test_events_tell_what_happens(name):
 def test_a_time_budget_ends_the_run_with_its_schedule_done():
     events = []
     solution = brenier.fit(
-        PROBLEM, METHODS["ncf"], time_budget=12.0, callbacks=[events.append], early_stopping=False
+        PROBLEM,
+        METHODS["ncf energy"],
+        time_budget=5.0,
+        callbacks=[events.append],
+        early_stopping=False,
     )
     assert solution.status in ("time_budget", "matched")
     assert events[-1].progress == 1.0
@@ -283,7 +287,7 @@ def test_early_stopping_says_why():
 def test_a_map_worse_than_the_linear_one_warns():
     problem = PROBLEM.replace(target=TARGET * np.float32([9.0, 0.1]))
     with pytest.warns(BrenierWarning, match="worse than the linear"):
-        brenier.fit(problem, NCF(pair_coordinates=False, **SMALL), steps=1)
+        brenier.fit(problem, METHODS["ncf energy"], steps=1)
 
 
 def test_small_sides_are_not_held_out():

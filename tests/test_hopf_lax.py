@@ -2,6 +2,7 @@
 
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,18 +40,28 @@ def potentials():
     }
 
 
+@jax.jit
+def derivatives(u, t, x):
+    """Value, gradient and Hessian of `u(t, ·)` at each point."""
+
+    def value(x):
+        return u(t, x)
+
+    return tuple(jax.vmap(f)(x) for f in (value, jax.grad(value), jax.hessian(value)))
+
+
+@jax.jit
+def residuals(u, t, x):
+    return jax.vmap(lambda x: pde_residual(u, Quadratic(), t, x))(x)
+
+
 @pytest.mark.parametrize("u", potentials().values(), ids=potentials())
 @pytest.mark.parametrize("t", TIMES)
 class TestGaussianOracle:
     def test_value_velocity_and_curvature(self, u, t):
-        time, points = jnp.asarray(t), jnp.asarray(X[:20])
-        for derivative in (
-            lambda f: lambda x: f(time, x),
-            lambda f: jax.grad(lambda x: f(time, x)),
-            lambda f: jax.hessian(lambda x: f(time, x)),
-        ):
-            found, exact = (jax.vmap(derivative(f))(points) for f in (u, EXACT))
-            np.testing.assert_allclose(found, exact, rtol=1e-8, atol=1e-8)
+        found, exact = (derivatives(f, jnp.asarray(t), jnp.asarray(X[:20])) for f in (u, EXACT))
+        for a, b in zip(found, exact, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
 
     def test_maps_between(self, u, t):
         transport = CharacteristicTransport(u, Frame.identity(3), Quadratic())
@@ -63,8 +74,7 @@ class TestGaussianOracle:
 
     def test_solves_the_equation(self, u, t):
         if 0.0 < t < 1.0:
-            residual = jax.vmap(lambda x: pde_residual(u, Quadratic(), jnp.asarray(t), x))
-            assert np.abs(residual(jnp.asarray(X[:20]))).max() < 1e-9
+            assert np.abs(residuals(u, jnp.asarray(t), jnp.asarray(X[:20]))).max() < 1e-9
 
 
 @pytest.mark.parametrize("u", potentials().values(), ids=potentials())
@@ -102,6 +112,29 @@ def test_feet_from_far_away():
     assert feet.misses.max() <= 1e-10
     images = jax.vmap(lambda x: forward_map(EXACT, Quadratic(), x))(feet.points)
     np.testing.assert_allclose(images, Y, atol=1e-9)
+
+
+class DoubleWell(eqx.Module):
+    """`u(0, x) + |x - y|²/2` has minima near ±1 and a ridge between them, where `T(x) = y` holds too."""
+
+    def __call__(self, t, x):
+        return jnp.sum(0.5 * (x**2 - 1) ** 2 - 0.5 * x**2)
+
+
+def test_feet_are_minima_never_ridges():
+    start = jnp.linspace(-2.0, 2.0, 81)[:, None]
+    y = jnp.full_like(start, 0.1).at[::2].set(-0.2)
+    u, cost = DoubleWell(), Quadratic()
+    feet = solve_feet(u, cost, y, start, tolerance=1e-9)
+
+    def value(x, y):
+        return u(0.0, x) + cost.static(x, y)
+
+    assert feet.misses.max() <= 1e-9
+    np.testing.assert_allclose(feet.values, jax.vmap(value)(feet.points, y), rtol=1e-12)
+    assert (feet.values <= jax.vmap(value)(start, y)).all()
+    curvature = jax.vmap(jax.hessian(value))(feet.points, y)
+    assert (curvature > 0.0).mean() > 0.98  # all, but for a start on the very ridge
 
 
 def test_the_solver_keeps_its_best_and_its_limits():

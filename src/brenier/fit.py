@@ -339,13 +339,8 @@ class _Run:
             if decided:
                 p.end_at(min(p.last_step, p.step + max(2 * CHUNK, int(p.step * _COOL_DOWN))))
         if self.time_budget is not None:
-            elapsed = self._elapsed()
-            # Of the loop alone: setting up would make the first steps look slow and rush the schedule.
-            looped = (
-                time.perf_counter() - self.loop_began - (p.compile_seconds - self.compiled_before)
-            )
-            per_step = looped / (p.step - self.steps_before)
-            affordable = p.step + max(int((self.time_budget - elapsed) / per_step), 0)
+            left = max(self.time_budget - self._elapsed(), 0.0)
+            affordable = p.step + int(left / self._per_step())
             if decided:
                 p.end_at(min(affordable, p.last_step))
             else:

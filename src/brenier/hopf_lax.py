@@ -7,17 +7,19 @@ formula is the conjugate of the Kantorovich dual, `E_ν u(1, ·) - E_μ u(0, ·)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from brenier.coordinates import PairCoordinates
 from brenier.costs import Cost
-from brenier.hamiltonian import backward_map, forward_map
+from brenier.hamiltonian import backward_map
 from brenier.typing import Point, Points, Potential, Scalar
+
+T = TypeVar("T")
 
 _RELAXATION = 0.7
 _NEWTON_STEPS = 40
@@ -28,12 +30,14 @@ class Feet(NamedTuple):
     """What `solve_feet` found.
 
     Attributes:
-        points: the best feet, shape (n, d).
+        points: the feet, shape (n, d).
+        values: `u(0, x) + c(x, y)` at them, shape (n,).
         misses: `|T(x) - y|` at them, shape (n,).
         iterations: evaluations of the map beyond the first.
     """
 
     points: Float[Array, "n d"]
+    values: Float[Array, "n"]
     misses: Float[Array, "n"]
     iterations: Int[Array, ""]
 
@@ -50,9 +54,11 @@ def solve_feet(
 ) -> Feet:
     """The points `x` with `T(x) = x + ∇H(∇u(0, x)) = y`, for a batch at once.
 
-    Anderson's acceleration, with a memory of two, of the relaxed iteration `x ← x + β (y - T(x))`; a step is never
-    longer than twice the spread of `y`, and the best iterate of each point is what counts. Points that are already
-    there keep moving with the others: on wide vector units a mask would save nothing.
+    A descent of `u(0, x) + c(x, y)`, whose minimiser over `x` is the foot: the misfit `y - T(x)` is a descent
+    direction for every convex cost. Steps are Anderson's, with a memory of two; one that would raise the value is
+    not taken, and the next one is a short step along the misfit. So a point that starts below every other valley
+    ends in its own, never on a ridge or a saddle between two, where `T(x) = y` holds as well. Points that are
+    already there keep moving with the others: on wide vector units a mask would save nothing.
 
     Args:
         u: potential; only its slice at t = 0 is used.
@@ -66,33 +72,44 @@ def solve_feet(
         Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 49 (2011).
     """
     longest = _LONGEST_STEP * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
+    rounding = 8 * float(jnp.finfo(y.dtype).eps)
 
-    def misfit(x: Points) -> Points:
-        return y - jax.vmap(lambda x: forward_map(u, cost, x))(x)
+    def evaluate(x: Points) -> tuple[Float[Array, "n"], Points]:
+        def one(x: Point, y: Point) -> tuple[Scalar, Point]:
+            value, p = jax.value_and_grad(lambda x: u(jnp.zeros((), x.dtype), x))(x)
+            return value + cost.static(x, y), y - x - cost.grad_hamiltonian(p)
+
+        return jax.vmap(one)(x, y)
 
     def unfinished(carry):
-        k, best = carry[0], carry[-1]
-        return (k < max_iterations) & (jnp.mean(best <= tolerance) < enough)
+        k, (_, _, misfit), *_ = carry
+        return (k < max_iterations) & (jnp.mean(_norm(misfit) <= tolerance) < enough)
 
     def iterate(carry):
-        k, x, f, recent, older, best_x, best = carry
+        k, (x, value, misfit), recent, older, radius = carry
+        plain = _RELAXATION * misfit
         (dx1, df1), (dx2, df2) = recent, older
-        c1, c2 = _least_squares(df1, df2, f)
-        step = _RELAXATION * f - c1 * (dx1 + _RELAXATION * df1) - c2 * (dx2 + _RELAXATION * df2)
-        step = step * jnp.minimum(1.0, longest / (_norm(step) + 1e-9))[:, None]
-        moved = x + step
-        new = misfit(moved)
-        miss = _norm(new)
-        closer = miss < best
-        best_x = jnp.where(closer[:, None], moved, best_x)
-        best = jnp.where(closer, miss, best)
-        return k + 1, moved, new, (step, new - f), recent, best_x, best
+        c1, c2 = _least_squares(df1, df2, misfit)
+        step = plain - c1 * (dx1 + _RELAXATION * df1) - c2 * (dx2 + _RELAXATION * df2)
+        downhill = jnp.sum(step * misfit, axis=1) > 0.0
+        step = _choose(downhill, step, plain)
+        step = step * jnp.minimum(1.0, radius / (_norm(step) + 1e-9))[:, None]
+        new = (x + step, *evaluate(x + step))
+        taken = new[1] <= value + rounding * (1.0 + jnp.abs(value))
+        # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
+        was_plain = (_norm(dx1) == 0.0) | ~downhill
+        shorter = jnp.where(was_plain, 0.25 * _norm(step), radius)
+        radius = jnp.where(taken, jnp.minimum(2.0 * radius, longest), shorter)
+        here = _choose(taken, new, (x, value, misfit))
+        nothing = jax.tree.map(jnp.zeros_like, recent)
+        recent, older = _choose(taken, ((step, new[2] - misfit), recent), (nothing, nothing))
+        return k + 1, here, recent, older, radius
 
-    f = misfit(start)
     nothing = (jnp.zeros_like(start), jnp.zeros_like(start))
-    first = (jnp.zeros((), jnp.int32), start, f, nothing, nothing, start, _norm(f))
-    iterations, *_, best_x, best = jax.lax.while_loop(unfinished, iterate, first)
-    return Feet(best_x, best, iterations)
+    radius = jnp.full(len(y), longest)
+    first = (jnp.zeros((), jnp.int32), (start, *evaluate(start)), nothing, nothing, radius)
+    iterations, (x, values, misfit), *_ = jax.lax.while_loop(unfinished, iterate, first)
+    return Feet(x, values, _norm(misfit), iterations)
 
 
 def _newton(misfit: Callable[[Point], Point], x: Point) -> Point:
@@ -123,6 +140,13 @@ def _least_squares(a: Points, b: Points, f: Points) -> tuple[jax.Array, jax.Arra
     ab, af, bf = (jnp.sum(v * w, axis=1) for v, w in ((a, b), (a, f), (b, f)))
     det = aa * bb - ab**2
     return ((bb * af - ab * bf) / det)[:, None], ((aa * bf - ab * af) / det)[:, None]
+
+
+def _choose(which: Bool[Array, "n"], yes: T, no: T) -> T:
+    """Row by row."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(which[(...,) + (None,) * (a.ndim - 1)], a, b), yes, no
+    )
 
 
 def _norm(x: Points) -> Float[Array, "n"]:
@@ -206,7 +230,7 @@ class HopfLaxPotential(eqx.Module):
         proposed = jax.vmap(lambda y: backward_map(end, self.cost, y))(inner_y)
         tolerance = 1e-3 * jnp.sqrt(jnp.sum(jnp.var(inner_y, axis=0)))
         feet = solve_feet(
-            start, self.cost, inner_y, proposed, tolerance=tolerance, enough=0.99, max_iterations=30
+            start, self.cost, inner_y, proposed, tolerance=tolerance, enough=0.99, max_iterations=15
         ).points
         if pair is not None:
             feet = pair.decode_source(feet)

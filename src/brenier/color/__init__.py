@@ -8,7 +8,6 @@ from brenier.color.images import read_image as read_image
 from brenier.color.images import write_png as write_png
 from brenier.color.mapping import color_samples as color_samples
 from brenier.color.mapping import transfer as transfer
-from brenier.color.pipeline import RATE as RATE
 from brenier.color.pipeline import STEPS as STEPS
 from brenier.color.pipeline import ColorResult as ColorResult
 from brenier.color.pipeline import color_transfer as color_transfer

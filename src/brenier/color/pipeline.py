@@ -25,9 +25,6 @@ from brenier.files import PathLike, atomic_write, check_output
 STEPS = 700
 """Planned for two pictures: under half a minute on two cores, and histograms change little after."""
 
-RATE = 2e-2
-"""Learning rate of so short a fit; for longer ones it is too high."""
-
 PICTURES = ("source_in_target_colors", "target_in_source_colors", "contact_sheet")
 
 
@@ -136,7 +133,6 @@ def color_transfer(
     if transport is None:
         transport = NCFTransport(
             steps=STEPS if steps is None and time_budget is None else steps,
-            learning_rate=RATE if steps is None and time_budget is None else None,
             time_budget=time_budget,
             random_state=random_state,
             callbacks=tuple(callbacks),

@@ -34,7 +34,7 @@ Collocation = Literal["path", "box", "mix"]
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "network": "dense_quadratic",
-        "widths": (128, 128, 64),
+        "widths": None,
         "activation": "celu",
         "optimizer": "muon",
         "learning_rate": 3e-3,
@@ -263,10 +263,10 @@ class CharacteristicMethod(Method[CharacteristicState]):
             return self.network
         options: dict[str, Any] = {"activation": self.activation, "key": key}
         if self.network == "dense_quadratic":
-            widths = self.widths
-            if self.preset == "default" and dim >= 48 and widths == (128, 128, 64):
-                widths = (256, 256, 128)
-            options |= {"widths": widths, "direct": self.preset == "default"}
+            ours, widths = self.preset == "default", self.widths
+            if ours and widths is None:
+                widths = (256, 256, 128) if dim >= 48 else (128, 128, 64)
+            options |= {"widths": widths, "direct": ours}
         elif self.network == "mlp":
             options["widths"] = (64,) * 5 if self.widths is None else self.widths
         return _NETWORKS[str(self.network)](dim, **options)

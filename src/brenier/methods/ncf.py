@@ -30,7 +30,8 @@ Anchor = Literal["start", "both"]
 Objective = Literal["dual", "energy"]
 
 DUAL: dict[str, Any] = {
-    "learning_rate": 1e-2,
+    "widths": (128, 128, 64),
+    "learning_rate": 2e-2,
     "hj_weight": 0.1,
     "steps": 1500,
     "pair_coordinates": True,
@@ -96,7 +97,7 @@ class NCF(CharacteristicMethod):
     objective: Objective = FROM_PRESET
     pair_coordinates: bool = FROM_PRESET
     foot_tolerance: float = 0.03
-    foot_iterations: int = 30
+    foot_iterations: int = 12
 
     def __post_init__(self) -> None:
         if self.objective is None:
@@ -190,8 +191,8 @@ class NCF(CharacteristicMethod):
         )
         at_feet = _at_start(u, feet)
         moves = jax.vmap(cost.static)(feet, y)
-        dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
         weight = found / jnp.maximum(jnp.sum(found), 1.0)
+        dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
         proposal = weight @ jnp.sum((preimages - feet) ** 2, axis=1)
         values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
@@ -220,31 +221,23 @@ class NCF(CharacteristicMethod):
         """Minimisers of `u(0, ·) + c(·, y)`, which of them the solver has found, and its iterations.
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
-        not better; and where it fails, what it started from stands. The value is then that of a discrete dual, which
-        cannot run away.
+        not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
+        dual cannot run away.
         """
         discrete = at_x[:, None] + cost.pairwise(x, y)
-        nearest = jnp.argmin(discrete, axis=0)
-
-        def values(feet: Float[Array, "m d"]) -> Float[Array, "m"]:
-            return _at_start(u, feet) + jax.vmap(cost.static)(feet, y)
-
-        at_nearest, at_proposed = jnp.min(discrete, axis=0), values(proposed)
-        better = at_nearest < at_proposed
-        start = jnp.where(better[:, None], x[nearest], proposed)
+        at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
+        better = jnp.min(discrete, axis=0) < at_proposed
         solved = solve_feet(
             u.start,
             cost,
             y,
-            start,
+            jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed),
             tolerance=tolerance,
             enough=0.98,
             max_iterations=self.foot_iterations,
         )
-        lower = values(solved.points) <= jnp.where(better, at_nearest, at_proposed)
-        feet = jnp.where(lower[:, None], solved.points, start)
-        found = lower & (solved.misses <= _UNSOLVED * tolerance)
-        return feet, found.astype(x.dtype), solved.iterations
+        found = solved.misses <= _UNSOLVED * tolerance
+        return solved.points, found.astype(x.dtype), solved.iterations
 
     def extract(
         self, problem: TransportProblem, state: CharacteristicState, frame: Frame
