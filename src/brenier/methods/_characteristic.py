@@ -258,6 +258,10 @@ class CharacteristicMethod(Method[CharacteristicState]):
             return jnp.ones_like(progress)
         return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
+    def default_widths(self, dim: int) -> tuple[int, ...]:
+        """Of our dense quadratic network, by dimension, as measured."""
+        return (256, 256, 128) if dim >= 48 else (128, 128, 64)
+
     def _network(self, dim: int, key: Key) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
@@ -265,7 +269,7 @@ class CharacteristicMethod(Method[CharacteristicState]):
         if self.network == "dense_quadratic":
             ours, widths = self.preset == "default", self.widths
             if ours and widths is None:
-                widths = (256, 256, 128) if dim >= 48 else (128, 128, 64)
+                widths = self.default_widths(dim)
             options |= {"widths": widths, "direct": ours}
         elif self.network == "mlp":
             options["widths"] = (64,) * 5 if self.widths is None else self.widths
@@ -356,13 +360,13 @@ def _check_options(method: CharacteristicMethod) -> None:
             "a whole number >= 2",
         )
     for name in ("hj_weight", "matching_weight"):
-        expect(_is_number(getattr(method, name)) and getattr(method, name) >= 0.0, name, ">= 0")
+        expect(is_number(getattr(method, name)) and getattr(method, name) >= 0.0, name, ">= 0")
     expect(
-        _is_number(method.learning_rate) and 0.0 < method.learning_rate < 10.0,
+        is_number(method.learning_rate) and 0.0 < method.learning_rate < 10.0,
         "learning_rate",
         "between 0 and 10",
     )
-    expect(_is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
+    expect(is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
     expect(getattr(method, "anchor", "both") in ("start", "both"), "anchor", "start or both")
     expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
     expect(method.schedule in ("cosine", "constant"), "schedule", "cosine or constant")
@@ -380,5 +384,5 @@ def _check_options(method: CharacteristicMethod) -> None:
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -30,7 +30,6 @@ Anchor = Literal["start", "both"]
 Objective = Literal["dual", "energy"]
 
 DUAL: dict[str, Any] = {
-    "widths": (128, 128, 64),
     "learning_rate": 2e-2,
     "hj_weight": 0.1,
     "steps": 1500,
@@ -63,7 +62,7 @@ class NCF(CharacteristicMethod):
         objective: "dual", which sees fine detail that the energy distance is blind to, or "energy".
         pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map (quadratic cost only).
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
-        widths: of the network's layers, where it has several.
+        widths: of the network's layers, where it has several; by dimension where left out.
         activation: see `brenier.networks.ACTIVATIONS`.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
         learning_rate: peak step size of a named optimiser.
@@ -130,6 +129,12 @@ class NCF(CharacteristicMethod):
         if self.anchor == "both":
             anchors = anchors.at[1::2].set(1.0)
         return jax.vmap(lambda t, z, a: implicit_residual(u, cost, t, z, a))(t, z, anchors)
+
+    def default_widths(self, dim: int) -> tuple[int, ...]:
+        if self.objective == "energy":
+            return super().default_widths(dim)
+        # The dual is limited by the steps it can make in the time, and in the plane by depth.
+        return (64, 64, 64, 32) if dim <= 4 else (128, 128, 64)
 
     # -- the dual ------------------------------------------------------------------------------------------------
 
