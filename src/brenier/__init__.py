@@ -8,6 +8,7 @@ from brenier import datasets as datasets
 from brenier import hamiltonian as hamiltonian
 from brenier import metrics as metrics
 from brenier import networks as networks
+from brenier import state_costs as state_costs
 from brenier.discrepancies import energy_distance as energy_distance
 from brenier.errors import BrenierError as BrenierError
 from brenier.errors import BrenierWarning as BrenierWarning
@@ -16,10 +17,13 @@ from brenier.errors import FileFormatError as FileFormatError
 from brenier.errors import InputError as InputError
 from brenier.errors import OutputError as OutputError
 from brenier.errors import UnsupportedProblemError as UnsupportedProblemError
+from brenier.estimators import HOTATransport as HOTATransport
 from brenier.estimators import NCFTransport as NCFTransport
 from brenier.fit import fit as fit
+from brenier.flow import FlowTransport as FlowTransport
 from brenier.gaussian import GaussianPotential as GaussianPotential
 from brenier.methods import HJPINN as HJPINN
+from brenier.methods import HOTA as HOTA
 from brenier.methods import NCF as NCF
 from brenier.problem import TransportProblem as TransportProblem
 from brenier.serialization import load as load

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import numbers
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -15,13 +17,117 @@ from sklearn.utils.validation import check_is_fitted
 
 from brenier.errors import InputError
 from brenier.fit import fit
-from brenier.methods import NCF
+from brenier.methods import HOTA, NCF, Method
 from brenier.problem import TransportProblem
 from brenier.samplers import check_points
 from brenier.solution import Solution
 
 
-class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+    """What all estimators share: POT's keywords, scikit-learn's conventions, NumPy in and out."""
+
+    solution_: Solution
+    n_features_in_: int
+
+    steps: int | None
+    validation: float
+    time_budget: float | None
+    random_state: int | np.random.RandomState | None
+    callbacks: tuple[Any, ...]
+
+    @abc.abstractmethod
+    def _method(self) -> Method[Any]:
+        """The method with this estimator's options."""
+
+    def _problem(self, source: Any, target: Any) -> TransportProblem:
+        return TransportProblem(source, target)
+
+    @property
+    def _stops_early(self) -> bool:
+        return True
+
+    def fit(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> Self:
+        """Fit the map from `Xs` (n, d) to `Xt` (m, d).
+
+        Labels `ys`, `yt` are part of the signature of POT but are not used yet: passing them is an error.
+
+        Raises:
+            InputError: data or options that cannot be used.
+            DivergenceError: the fit diverged.
+        """
+        if ys is not None or yt is not None:
+            raise InputError(
+                "Class labels (ys, yt) are not supported yet; leave them out, or fit one map per class."
+            )
+        if Xs is None or Xt is None:
+            missing = "Xs" if Xs is None else "Xt"
+            raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
+        method = self._method()
+        seed = self.random_state
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        problem = self._problem(_points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt"))
+        self.solution_ = fit(
+            problem,
+            method,
+            key=jax.random.key(int(seed)),
+            steps=None if self.time_budget is None else self.steps,
+            time_budget=self.time_budget,
+            validation=self.validation,
+            early_stopping=self._stops_early,
+            callbacks=self.callbacks,
+        )
+        self.n_features_in_ = problem.dim
+        return self
+
+    def transform(self, Xs: Any) -> np.ndarray:
+        """Where source points (n, d) go: `T(Xs)`."""
+        return self._transport.forward(self._points(Xs, "Xs"))
+
+    def inverse_transform(self, Xt: Any) -> np.ndarray:
+        """Where target points (n, d) come from: `S(Xt)`."""
+        return self._transport.inverse(self._points(Xt, "Xt"))
+
+    def fit_transform(  # type: ignore[override]  # POT's signature, not scikit-learn's
+        self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None
+    ) -> np.ndarray:
+        """`fit` and then `transform(Xs)`."""
+        return self.fit(Xs, ys, Xt, yt).transform(Xs)
+
+    def interpolate(self, Xs: Any, t: float = 0.5) -> np.ndarray:
+        """Where source points (n, d) are at time `t` in [0, 1]."""
+        return self._transport.interpolate(self._points(Xs, "Xs"), t)
+
+    def trajectory(self, Xs: Any, times: Any) -> np.ndarray:
+        """Where source points (n, d) are at each of `times`, shape (len(times), n, d)."""
+        return self._transport.trajectory(self._points(Xs, "Xs"), times)
+
+    def score(self, Xs: Any, ys: Any = None, Xt: Any = None, yt: Any = None) -> float:
+        """Minus the energy distance between `transform(Xs)` and `Xt`: greater is better."""
+        from brenier.discrepancies import energy_distance
+
+        if Xt is None:
+            raise InputError("score needs both Xs and Xt; Xt is missing.")
+        images, target = self.transform(Xs), self._points(Xt, "Xt")
+        dtype = np.promote_types(images.dtype, target.dtype)
+        return -float(energy_distance(images.astype(dtype), target.astype(dtype)))
+
+    @property
+    def _transport(self) -> Any:
+        check_is_fitted(self, "solution_")
+        return self.solution_.transport
+
+    def _points(self, X: Any, name: str) -> np.ndarray:
+        check_is_fitted(self, "solution_")
+        X = check_points(X, name, min_points=0)
+        if X.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"Expected {name} with {self.n_features_in_} columns, as in fit; found {X.shape[1]}."
+            )
+        return X
+
+
+class NCFTransport(TransportEstimator):
     """The optimal transport map between two samples, forward, backward and at every moment between.
 
     The estimator behind `brenier.NCF`, with the keywords of POT's `BaseTransport`.
@@ -54,9 +160,6 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal Transport*, ICLR 2026.
     """
 
-    solution_: Solution
-    n_features_in_: int
-
     def __init__(
         self,
         preset: str = "default",
@@ -88,92 +191,91 @@ class NCFTransport(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         self.random_state = random_state
         self.callbacks = callbacks
 
-    def fit(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> NCFTransport:
-        """Fit the map from `Xs` (n, d) to `Xt` (m, d).
-
-        Labels `ys`, `yt` are part of the signature of POT but are not used yet: passing them is an error.
-
-        Raises:
-            InputError: data or options that cannot be used.
-            DivergenceError: the fit diverged.
-        """
-        if ys is not None or yt is not None:
-            raise InputError(
-                "Class labels (ys, yt) are not supported yet; leave them out, or fit one map per class."
-            )
-        if Xs is None or Xt is None:
-            missing = "Xs" if Xs is None else "Xt"
-            raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
-        options: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                "objective",
-                "steps",
-                "batch_size",
-                "learning_rate",
-                "network",
-                "optimizer",
-            )
-        }
-        method = NCF(preset=self.preset, gaussian_start=self.gaussian_start, **options)  # type: ignore[arg-type]
-        seed = self.random_state
-        if not isinstance(seed, numbers.Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        problem = TransportProblem(_points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt"))
-        self.solution_ = fit(
-            problem,
-            method,
-            key=jax.random.key(int(seed)),
-            steps=None if self.time_budget is None else self.steps,
-            time_budget=self.time_budget,
-            validation=self.validation,
-            early_stopping=self.early_stopping,
-            callbacks=self.callbacks,
-        )
-        self.n_features_in_ = problem.dim
-        return self
-
-    def transform(self, Xs: Any) -> np.ndarray:
-        """Where source points (n, d) go: `T(Xs)`."""
-        return self._transport.forward(self._points(Xs, "Xs"))
-
-    def inverse_transform(self, Xt: Any) -> np.ndarray:
-        """Where target points (n, d) come from: `S(Xt)`."""
-        return self._transport.inverse(self._points(Xt, "Xt"))
-
-    def fit_transform(  # type: ignore[override]  # POT's signature, not scikit-learn's
-        self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None
-    ) -> np.ndarray:
-        """`fit` and then `transform(Xs)`."""
-        return self.fit(Xs, ys, Xt, yt).transform(Xs)
-
-    def interpolate(self, Xs: Any, t: float = 0.5) -> np.ndarray:
-        """Where source points (n, d) are at time `t` in [0, 1]."""
-        return self._transport.interpolate(self._points(Xs, "Xs"), t)
-
-    def score(self, Xs: Any, ys: Any = None, Xt: Any = None, yt: Any = None) -> float:
-        """Minus the energy distance between `transform(Xs)` and `Xt`: greater is better."""
-        from brenier.discrepancies import energy_distance
-
-        if Xt is None:
-            raise InputError("score needs both Xs and Xt; Xt is missing.")
-        images, target = self.transform(Xs), self._points(Xt, "Xt")
-        dtype = np.promote_types(images.dtype, target.dtype)
-        return -float(energy_distance(images.astype(dtype), target.astype(dtype)))
+    def _method(self) -> NCF:
+        return NCF(**_options(self, NCF))
 
     @property
-    def _transport(self) -> Any:
-        check_is_fitted(self, "solution_")
-        return self.solution_.transport
+    def _stops_early(self) -> bool:
+        return self.early_stopping
 
-    def _points(self, X: Any, name: str) -> np.ndarray:
-        check_is_fitted(self, "solution_")
-        X = check_points(X, name, min_points=0)
-        if X.shape[1] != self.n_features_in_:
-            raise InputError(
-                f"Expected {name} with {self.n_features_in_} columns, as in fit; found {X.shape[1]}."
-            )
-        return X
+
+class HOTATransport(TransportEstimator):
+    """Transport around obstacles and with noise, forward, backward and at every moment between.
+
+    The estimator behind `brenier.HOTA`.
+
+    Args:
+        state_cost: the price `U(x) >= 0` per unit time of being at `x`: a function of one point, JAX or not, a shape or
+            list of shapes, or any `brenier.state_costs.StateCost`.
+        noise: `σ >= 0`. With noise the map is random and has no inverse.
+        preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
+        steps: optimiser steps.
+        batch_size: samples a side and step.
+        learning_rate: of Adam.
+        network: "film", "mlp" or an equinox module `u(t, x)`.
+        control_weight: of the Hamilton–Jacobi equation against the match at the end.
+        acceleration_weight: of the penalty on turning.
+        validation: share of the samples held out for scores.
+        time_budget: seconds for the whole fit, compilation included.
+        random_state: an int reproduces bits on the same machine; `None` draws a new seed.
+        callbacks: each called with a `brenier.callbacks.Event` after every chunk of steps.
+
+    Attributes:
+        solution_: the `brenier.Solution` of the fit.
+        n_features_in_: d.
+
+    Example:
+        >>> wall = brenier.state_costs.Wall(0, -0.1, 0.1, gaps=[(-0.25, 0.25)])
+        >>> est = HOTATransport(state_cost=wall, random_state=0).fit(Xs=X, Xt=Y)
+        >>> path = est.trajectory(Xs=X, times=np.linspace(0, 1, 50))
+
+    References:
+        Buzun, Shlenskii, Bobrin and Dylov, *HOTA: Hamiltonian framework for Optimal Transport Advection*, ICLR 2026.
+    """
+
+    def __init__(
+        self,
+        state_cost: Any = None,
+        noise: float = 0.0,
+        *,
+        preset: str = "default",
+        steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        network: str | eqx.Module | None = None,
+        control_weight: float | None = None,
+        acceleration_weight: float = 0.0,
+        validation: float = 0.1,
+        time_budget: float | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        callbacks: tuple[Any, ...] = (),
+    ):
+        self.state_cost = state_cost
+        self.noise = noise
+        self.preset = preset
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.network = network
+        self.control_weight = control_weight
+        self.acceleration_weight = acceleration_weight
+        self.validation = validation
+        self.time_budget = time_budget
+        self.random_state = random_state
+        self.callbacks = callbacks
+
+    def _method(self) -> HOTA:
+        return HOTA(**_options(self, HOTA))
+
+    def _problem(self, source: Any, target: Any) -> TransportProblem:
+        return TransportProblem(source, target, state_cost=self.state_cost, noise=self.noise)
+
+
+def _options(estimator: BaseEstimator, method: type) -> dict[str, Any]:
+    """Those of the estimator's parameters that are the method's."""
+    fields = {field.name for field in dataclasses.fields(method)}
+    given = estimator.get_params(deep=False)
+    return {name: value for name, value in given.items() if name in fields}
 
 
 def _points_or_source(X: Any, name: str) -> Any:

@@ -32,6 +32,7 @@ from brenier.methods import Method
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
 from brenier.solution import STATUS, Metadata, Solution
+from brenier.state_costs import FramedStateCost, StateCost, check_passage, check_state_cost
 from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import HeldOut, dual_cost, gain, hold_out, verdict, worse_than_linear
@@ -39,12 +40,12 @@ from brenier.validation import HeldOut, dual_cost, gain, hold_out, verdict, wors
 CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
 
-_VALIDATE_EVERY = 2  # chunks
 _SIGNIFICANT = 2.0  # standard errors of a change of the held-out dual
 _PATIENCE = 12  # validations without improvement of the energy distance, which is noisy
 _DUAL_PATIENCE = 6  # the same for the held-out dual, whose changes are told from noise
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
+_PROBED = 1000  # points a side at which a state cost is tried
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
 
 # Purposes of the key streams; changing one changes every result.
@@ -176,8 +177,12 @@ class _Run:
         source, x_held = hold_out(problem.source, validation, seed)
         target, y_held = hold_out(problem.target, validation, seed + 1)
         x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
+        if problem.state_cost is not None:
+            _check_surroundings(problem.state_cost, x_pool, y_pool, seed)
+        # A state cost stands still, and so must its frame.
+        moving = problem.cost.galilean and problem.state_cost is None
         self.frame = (
-            Frame.from_samples(x_pool, y_pool, galilean=problem.cost.galilean)
+            Frame.from_samples(x_pool, y_pool, galilean=moving)
             if method.scaled
             else Frame.identity(problem.dim)
         )
@@ -186,6 +191,8 @@ class _Run:
         self.inner = problem.replace(
             source=source.encoded(partial(encode, 0.0), dtype),
             target=target.encoded(partial(encode, 1.0), dtype),
+            state_cost=problem.state_cost and FramedStateCost(problem.state_cost, self.frame),
+            noise=problem.noise / float(self.frame.scale),
         )
         self.held_out: HeldOut | None = None
         if x_held is not None and y_held is not None:
@@ -197,7 +204,7 @@ class _Run:
                 jax.random.fold_in(key, _SCORE),
             )
         self.dtype, self.validation = dtype, validation
-        self.early_stopping = early_stopping and self.held_out is not None
+        self.early_stopping = early_stopping and self.held_out is not None and method.converges
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
         self.progress = _Progress(last_step=self.planned)
         self.snapshot = jax.jit(self._extract)
@@ -300,13 +307,15 @@ class _Run:
         if self.held_out is None:
             self.kept = self.snapshot(self.state)
             return None
-        if p.chunk % _VALIDATE_EVERY and not ended:
+        if p.chunk % self.method.validation_interval and not ended:
             return None
         candidate = self.snapshot(self.state)
         scores = self.held_out.scores(candidate)
         ratio = scores["ratio"]
-        p.record(score_step=p.step, score=ratio, round_trip=scores["round_trip"])
-        if terms := self.held_out.dual_terms(candidate):
+        p.record(score_step=p.step, score=ratio, round_trip=scores.get("round_trip", np.nan))
+        if not self.method.converges:
+            keep = improved = True
+        elif terms := self.held_out.dual_terms(candidate):
             # The energy distance is blind to what the dual still improves, so the dual itself is the judge.
             change = gain(terms, p.terms) if p.terms else np.inf
             keep, improved = change >= -_SIGNIFICANT, change > _SIGNIFICANT
@@ -471,6 +480,19 @@ class _Run:
         )
         self.progress = _Progress(**header["progress"])
         self.earlier = self.progress.elapsed
+
+
+def _check_surroundings(cost: StateCost, x: np.ndarray, y: np.ndarray, seed: int) -> None:
+    """Looks at the state cost where paths may lead: at the samples, between them and around them."""
+    rng = np.random.default_rng(seed)
+    n = min(len(x), len(y), _PROBED)
+    x, y = x[rng.permutation(len(x))[:n]], y[rng.permutation(len(y))[:n]]
+    low, high = np.minimum(x.min(0), y.min(0)), np.maximum(x.max(0), y.max(0))
+    reach = 0.25 * (high - low)
+    between = x + rng.uniform(size=(n, 1)) * (y - x)
+    around = rng.uniform(low - reach, high + reach, size=x.shape)
+    check_state_cost(cost, np.concatenate([x, y, between, around]).astype(x.dtype))
+    check_passage(cost, x, y)
 
 
 def _versions() -> dict[str, str]:

@@ -1,18 +1,23 @@
 """Hamilton–Jacobi operators: pure functions of a potential `u(t, x)`, a cost and one point.
 
-The convention of the whole library: `∂t u + H(∇u) = 0` on t in [0, 1] with `H = L*`, velocity `v = ∇H(∇u)`.
-Without a state cost the characteristics are straight lines along which `∇u` is constant and `u` grows at rate
-`p·∇H(p) - H(p) = L(∇H(p))`. Everything here acts on one point `x` of shape (d,) and one time; use `jax.vmap`.
+The convention of the whole library: `∂t u + H(∇u) - U + ½σ² Δu = 0` on t in [0, 1] with `H = L*`, state cost `U >= 0`,
+noise `σ` and velocity `v = ∇H(∇u)`. Without state cost and noise the characteristics are straight lines along which
+`∇u` is constant and `u` grows at rate `p·∇H(p) - H(p) = L(∇H(p))`. Everything here acts on one point `x` of shape (d,)
+and one time; use `jax.vmap`.
 
 References:
     Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal Transport*, ICLR 2026.
     Park and Osher, *Neural Implicit Solution Formula for Hamilton–Jacobi Equations*, 2025 (arXiv 2501.19351).
+    Buzun, Shlenskii, Bobrin and Dylov, *HOTA: Hamiltonian framework for Optimal Transport Advection*, ICLR 2026.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from brenier.costs import Cost
 from brenier.typing import Point, Potential, Scalar
@@ -70,7 +75,58 @@ def implicit_residual(
     return value - u(anchor, x - elapsed * v) - elapsed * (p @ v - cost.hamiltonian(p))
 
 
-def pde_residual(u: Potential, cost: Cost, t: Scalar, x: Point) -> Scalar:
-    """The plain Hamilton–Jacobi residual `∂t u + H(∇u)`."""
+def pde_residual(
+    u: Potential,
+    cost: Cost,
+    t: Scalar,
+    x: Point,
+    *,
+    state_cost: Callable[[Point], Scalar] | None = None,
+    noise: float = 0.0,
+) -> Scalar:
+    """The plain Hamilton–Jacobi residual `∂t u + H(∇u) - U(x) + ½σ² Δu`, with `H = L*` of the cost.
+
+    Args:
+        state_cost: `U >= 0`, evaluated and never differentiated in `t` or `u`.
+        noise: `σ`.
+    """
     du_dt, p = jax.grad(u, argnums=(0, 1))(t, x)
-    return du_dt + cost.hamiltonian(p)
+    residual = du_dt + cost.hamiltonian(p)
+    if state_cost is not None:
+        residual = residual - state_cost(x)
+    if noise:
+        residual = residual + 0.5 * noise**2 * laplacian(u, t, x)
+    return residual
+
+
+def laplacian(
+    u: Potential, t: Scalar, x: Point, probes: Float[Array, "k d"] | None = None
+) -> Scalar:
+    """`Δu(t, x)`, the trace of the Hessian in `x`: d forward passes over the gradient, or an estimate.
+
+    Args:
+        probes: independent random vectors with unit covariance, for Hutchinson's unbiased estimate
+            `mean vᵀ ∇²u v`. Two factors of one product need probes of their own.
+    """
+    directions = jnp.eye(len(x), dtype=x.dtype) if probes is None else probes
+    gradient = jax.grad(lambda x: u(t, x))
+
+    def curvature(v: Point) -> Scalar:
+        return v @ jax.jvp(gradient, (x,), (v,))[1]
+
+    curvatures = jax.vmap(curvature)(directions)
+    return jnp.sum(curvatures) if probes is None else jnp.mean(curvatures)
+
+
+def turning(u: Potential, cost: Cost, t: Scalar, x: Point) -> Point:
+    """How fast the direction of motion turns along its own flow, `d/dt (v / |v|)`: zero on straight lines.
+
+    The angular acceleration of HOTA's regulariser.
+    """
+
+    def direction(t: Scalar, x: Point) -> Point:
+        v = velocity(u, cost, t, x)
+        return v / (jnp.sqrt(v @ v + jnp.finfo(x.dtype).eps) + 1e-8)
+
+    along = jnp.ones_like(t), velocity(u, cost, t, x)
+    return jax.jvp(direction, (t, x), along)[1]

@@ -7,11 +7,15 @@ is in `brenier.discrepancies`.
 
 from __future__ import annotations
 
+from typing import Any
+
+import equinox as eqx
 import jax
 import numpy as np
 
 from brenier.discrepancies import Statistic
 from brenier.errors import InputError
+from brenier.state_costs import StateCost
 from brenier.typing import ArrayLike, Key
 
 
@@ -107,6 +111,37 @@ def crossing_share(
     pairs = apart > 0
     crossing = (1 - time) * apart + time * together <= 0
     return float(np.sum(pairs & crossing) / max(np.sum(pairs), 1))
+
+
+def violations(times: Any, points: ArrayLike, state_cost: StateCost) -> dict[str, float]:
+    """How much of the paths lies in the hard obstacle, judged at the given times.
+
+    Args:
+        times: increasing, shape (k,) with k >= 2; a wall that is crossed between two of them is not
+            seen.
+        points: shape (k, n, d), as `Transport.trajectory` gives them.
+        state_cost: with an obstacle.
+
+    Returns:
+        `time_inside`: the share of the time inside, over all paths. `deepest`: the largest depth,
+        a length; 0 without a violation.
+
+    Example:
+        >>> from brenier.state_costs import Disc, Obstacle
+        >>> across = np.linspace([[-1.0, 0.0]], [[1.0, 0.0]], 5)
+        >>> violations(np.linspace(0, 1, 5), across, Obstacle(Disc((0.0, 0.0), 0.3)))["time_inside"]
+        0.25
+    """
+    obstacle = state_cost.obstacle
+    if obstacle is None:
+        raise InputError(
+            "Expected a state cost with a known obstacle, found one without; give it a shape."
+        )
+    judge = eqx.filter_jit(jax.vmap(lambda x: (obstacle.inside(x), state_cost.depth(x))))
+    found = [judge(moment) for moment in points]
+    inside, depth = (np.asarray(values, np.float64) for values in zip(*found, strict=True))
+    share = np.trapezoid(inside.mean(axis=1), times) / (times[-1] - times[0])
+    return {"time_inside": float(share), "deepest": float(depth.max())}
 
 
 def noise_band(

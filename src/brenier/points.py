@@ -118,6 +118,51 @@ def write_points(path: PathLike, points: np.ndarray | Iterable[np.ndarray]) -> N
         _WRITERS[suffix](handle, itertools.chain([first], blocks))
 
 
+def write_paths(path: PathLike, times: np.ndarray, points: np.ndarray) -> None:
+    """Write paths atomically.
+
+    Args:
+        path: `.npz`, with the arrays `times` (k,) and `points` (k, n, d); or `.csv`, a line for
+            each point and time, with the columns `point`, `time`, `x1`, `x2`, ...
+        times: shape (k,).
+        points: shape (k, n, d).
+
+    Raises:
+        InputError: a file of another type.
+        OutputError: the file cannot be written.
+    """
+    check_paths_output(path)
+    with open_atomic(path) as handle:
+        if Path(path).suffix.lower() == ".npz":
+            np.savez(handle, times=times, points=points)
+            return
+        names = ["point", "time", *(f"x{i + 1}" for i in range(points.shape[2]))]
+        handle.write((",".join(names) + "\n").encode())
+        at_once = max(BLOCK_ROWS // len(times), 1)
+        moments = times.astype(str)
+        for start in range(0, points.shape[1], at_once):
+            block = points[:, start : start + at_once].swapaxes(0, 1)
+            numbers = np.arange(start, start + len(block)).astype(str)
+            rows = np.concatenate(
+                [
+                    np.repeat(numbers, len(times))[:, None],
+                    np.tile(moments, len(block))[:, None],
+                    block.reshape(-1, points.shape[2]).astype(str),
+                ],
+                axis=1,
+            )
+            handle.write(("\n".join(map(",".join, rows.tolist())) + "\n").encode())
+
+
+def check_paths_output(path: PathLike) -> None:
+    """`check_output` for a file of paths, of a known type."""
+    if Path(path).suffix.lower() not in (".npz", ".csv"):
+        raise InputError(
+            f"Expected an output file of type .npz or .csv for paths, found '{path}'; rename it."
+        )
+    check_output(path)
+
+
 def check_points_output(path: PathLike) -> None:
     """`check_output` for a file of points: of a known type, whose extra must be installed."""
     path = Path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
 from brenier.samplers import Sampler, as_sampler
+from brenier.state_costs import StateCost, as_state_cost
 
 
 class TransportProblem:
@@ -19,7 +19,8 @@ class TransportProblem:
         source, target: samples of `μ` and `ν`: an array (n, d), a memory-mapped `.npy` (or its path), or a function
             `(key, n) -> (n, d)`. The two sides may differ in size, not in dimension.
         cost: `L`, quadratic with the ½ by default.
-        state_cost: `U(x) >= 0`, the price of being at `x` per unit time.
+        state_cost: `U(x) >= 0`, the price of being at `x` per unit time: a `brenier.state_costs.StateCost`, shapes,
+            or a function of one point (or of a batch, with an attribute `batched = True`), in JAX or not.
         noise: `σ >= 0`.
 
     Raises:
@@ -36,7 +37,7 @@ class TransportProblem:
         source: Any,
         target: Any,
         cost: Cost | None = None,
-        state_cost: Callable[..., Any] | None = None,
+        state_cost: Any = None,
         noise: float = 0.0,
     ):
         self.source: Sampler = as_sampler(source, "source")
@@ -53,7 +54,10 @@ class TransportProblem:
             raise InputError(
                 f"Expected cost to be a brenier.costs.Cost, found {type(cost).__name__}."
             )
-        self.state_cost = state_cost
+        self.state_cost: StateCost | None = None
+        if state_cost is not None:
+            points = self.source.pool(16, 0)
+            self.state_cost = as_state_cost(state_cost, self.dim, self.dtype, points=points)
         self.noise = float(noise)
 
     @property

@@ -26,9 +26,10 @@ from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.errors import BrenierWarning, FileFormatError, InputError
 from brenier.files import PathLike, read_container, write_container
+from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.networks import MLP, DenseQuadratic, ResNet, SumPotential
+from brenier.networks import MLP, DenseQuadratic, FiLM, ResNet, SumPotential
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import CharacteristicTransport, Transport
 
@@ -38,6 +39,8 @@ CLASSES: dict[str, type] = {
         CharacteristicTransport,
         DenseQuadratic,
         EndSlices,
+        FiLM,
+        FlowTransport,
         Frame,
         GaussianPotential,
         HopfLaxPotential,
@@ -206,7 +209,9 @@ def _check(solution: Any) -> None:
     point, time = jax.ShapeDtypeStruct(points.shape[1:], dtype), jax.ShapeDtypeStruct((), dtype)
     shapes = [
         jax.eval_shape(transport.forward, points).shape,
-        jax.eval_shape(transport.inverse, points).shape,
+        jax.eval_shape(
+            transport.inverse if transport.invertible else transport.forward, points
+        ).shape,
         jax.eval_shape(transport.potential, time, point).shape,
     ]
     if shapes != [points.shape, points.shape, ()]:

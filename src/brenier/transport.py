@@ -37,6 +37,11 @@ class Transport(eqx.Module):
         """Dimension d of the points."""
 
     @property
+    def invertible(self) -> bool:
+        """Whether `inverse` exists; a map with noise has none."""
+        return True
+
+    @property
     @abc.abstractmethod
     def potential(self) -> Potential:
         """`u(t, x)` on one point, in the coordinates and units of the data."""
@@ -120,12 +125,13 @@ class CharacteristicTransport(Transport):
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         t = check_time(t)
         return _in_chunks(
-            lambda x: self.frame.displace(1.0, x, self._inner(t, x)) - x, self._checked(x)
+            lambda x: self.frame.displace(1.0, x, self._inner(t, x)) - x,
+            checked_points(x, self.dim),
         )
 
     def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
         times = [check_time(t) for t in np.atleast_1d(times)]
-        x = self._checked(x)
+        x = checked_points(x, self.dim)
         end = self._move(0.0, x, 1.0)
         stack = np.stack if isinstance(x, np.ndarray) else jnp.stack
         return stack([x + t * (end - x) for t in times])
@@ -134,7 +140,7 @@ class CharacteristicTransport(Transport):
         def move(x: ArrayLike) -> ArrayLike:
             return self.frame.displace(elapsed, x, elapsed * self._inner(t, x))
 
-        return _in_chunks(move, self._checked(x))
+        return _in_chunks(move, checked_points(x, self.dim))
 
     def _inner(self, t: float, x: ArrayLike) -> ArrayLike:
         """The velocity in the frame's coordinates at points in the user's."""
@@ -145,19 +151,19 @@ class CharacteristicTransport(Transport):
             return _padded_velocities(network, self.cost, t, np.asarray(z))
         return _velocities(network, self.cost, jnp.asarray(t, z.dtype), z)
 
-    def _checked(self, x: ArrayLike) -> ArrayLike:
-        if isinstance(x, jax.Array):
-            if x.ndim != 2:
-                raise InputError(
-                    f"Expected points of shape (n, {self.dim}), found shape {x.shape}."
-                )
-        else:
-            x = check_points(x, "points", min_points=0)
-        if x.shape[1] != self.dim:
-            raise InputError(
-                f"Expected points with {self.dim} columns, as this map was fitted on; found {x.shape[1]}."
-            )
-        return x
+
+def checked_points(x: ArrayLike, dim: int) -> ArrayLike:
+    """Points (n, dim) as an array of floats, or `InputError`; a `jax.Array` is checked by its shape alone."""
+    if isinstance(x, jax.Array):
+        if x.ndim != 2:
+            raise InputError(f"Expected points of shape (n, {dim}), found shape {x.shape}.")
+    else:
+        x = check_points(x, "points", min_points=0)
+    if x.shape[1] != dim:
+        raise InputError(
+            f"Expected points with {dim} columns, as this map was fitted on; found {x.shape[1]}."
+        )
+    return x
 
 
 def check_time(t: float) -> float:

@@ -59,13 +59,16 @@ class HeldOut:
     def scores(self, transport: Transport) -> dict[str, float]:
         """Energy distances both ways, their bands, the round trip and `ratio`.
 
-        `ratio` is the larger of both energy distances in units of its band: at most 1 for a match.
+        `ratio` is the larger of both energy distances in units of its band: at most 1 for a match. Of a map without
+        an inverse there is the way forward alone.
         """
         raw = {k: float(v) for k, v in self._compiled(transport, self.x, self.y).items()}
-        ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in WAYS]
-        scaled = {k: self.scale * raw[k] for k in ("energy_forward", "energy_backward")}
-        bands = {k: self.scale * v for k, v in self.bands.items()}
-        return scaled | bands | {"round_trip": raw["round_trip"], "ratio": max(ratios)}
+        ways = [way for way in WAYS if f"energy_{way}" in raw]
+        ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in ways]
+        scaled = {k: self.scale * v for k, v in raw.items() if k.startswith("energy")}
+        bands = {f"band_{way}": self.scale * self.bands[f"band_{way}"] for way in ways}
+        trip = {k: v for k, v in raw.items() if k == "round_trip"}
+        return scaled | bands | trip | {"ratio": max(ratios)}
 
     def dual_terms(self, transport: Transport) -> list[np.ndarray]:
         """The terms of the dual value on the held-out points, one array per side; empty without a dual."""
@@ -120,6 +123,7 @@ def worse_than_linear(scores: dict[str, Any]) -> bool:
     return any(
         scores[f"energy_{way}"] > max(scores[f"linear_{way}"], scores[f"band_{way}"])
         for way in WAYS
+        if f"energy_{way}" in scores
     )
 
 
@@ -139,10 +143,13 @@ def verdict(scores: dict[str, Any]) -> str:
 
 
 def _scores(transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    images, preimages = transport.forward(x), transport.inverse(y)
+    images = transport.forward(x)
+    forward = {"energy_forward": energy_distance(images, y)}
+    if not transport.invertible:
+        return forward
+    preimages = transport.inverse(y)
     returned = transport.inverse(images)
-    return {
-        "energy_forward": energy_distance(images, y),
+    return forward | {
         "energy_backward": energy_distance(preimages, x),
         "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / jnp.sum(jnp.var(x, axis=0)),
     }

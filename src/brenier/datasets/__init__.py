@@ -1,5 +1,6 @@
-"""Distributions to try a method on: toys in the plane, and problems whose optimal map is known."""
+"""Distributions to try a method on: toys, scenes with obstacles, and problems with a known map."""
 
+from brenier.datasets import obstacles as obstacles
 from brenier.datasets.convex import convex_gradient as convex_gradient
 from brenier.datasets.exact import ExactProblem as ExactProblem
 from brenier.datasets.exact import gaussian_pair as gaussian_pair
@@ -7,6 +8,8 @@ from brenier.datasets.exact import gaussian_to_ball as gaussian_to_ball
 from brenier.datasets.exact import gaussian_to_cube as gaussian_to_cube
 from brenier.datasets.exact import quantile_1d as quantile_1d
 from brenier.datasets.exact import translation as translation
+from brenier.datasets.obstacles import SCENES as SCENES
+from brenier.datasets.obstacles import Scene as Scene
 from brenier.datasets.toys import TOYS as TOYS
 from brenier.datasets.toys import Sampler as Sampler
 from brenier.datasets.toys import checkerboard as checkerboard

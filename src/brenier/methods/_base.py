@@ -35,6 +35,19 @@ class Method(abc.ABC, Generic[State]):
     def scaled(self) -> bool:
         """Whether `fit` shall centre and scale the data."""
 
+    @property
+    def validation_interval(self) -> int:
+        """Chunks of steps between two looks at the held-out points."""
+        return 2
+
+    @property
+    def converges(self) -> bool:
+        """Whether maps on the way are comparable, so that held-out scores may choose one and stop the run.
+
+        Where training circles its solution until the rate has decayed, only the last one counts.
+        """
+        return True
+
     @abc.abstractmethod
     def check(self, problem: TransportProblem) -> None:
         """Raise `UnsupportedProblemError` for what this method cannot solve, naming one that can."""

@@ -1,8 +1,12 @@
-"""Activations by name. The losses differentiate a potential twice in `x`, so all are at least C¹."""
+"""Activations by name. The losses differentiate a potential twice in `x`, so all are at least C¹, but for one.
+
+The leaky ReLU is that of HOTA as published; a potential made of it has no second derivatives, whatever the noise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "tanh": jnp.tanh,
+    "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.2),
 }
 
 

@@ -1,0 +1,209 @@
+"""HOTA against closed forms, and the signs that a flip must not survive."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import brenier
+from brenier.coordinates import Frame
+from brenier.costs import Quadratic
+from brenier.errors import InputError, UnsupportedProblemError
+from brenier.flow import FlowTransport, simulate
+from brenier.gaussian import GaussianPotential
+from brenier.hamiltonian import laplacian, pde_residual, turning
+from brenier.methods.hota import HOTA
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 2)) * [1.0, 0.5]
+Y = RNG.normal(size=(300, 2)) * [0.6, 0.9] + [2.0, -1.0]
+LINEAR = GaussianPotential.from_samples(X, Y)
+
+
+class Focus(eqx.Module):
+    """`s = |x - c|²/(2(1 - t + e))`, hence `u = -s`, solves the equation without state cost."""
+
+    def __call__(self, t, x):
+        return -jnp.sum((x - 1.0) ** 2) / (2.0 * (1.0 - t + 0.5))
+
+
+class Oscillator(eqx.Module):
+    """`u = a(t) |x|²/2 + b(t)` for `U = k²|x|²/2` and noise σ: `a' + a² = k²`, `b' + ½σ² d a = 0`."""
+
+    k: float = 1.3
+    noise: float = 0.7
+
+    def __call__(self, t, x):
+        a = self.k * jnp.tanh(self.k * t)
+        b = -0.5 * self.noise**2 * len(x) * jnp.log(jnp.cosh(self.k * t))
+        return 0.5 * a * (x @ x) + b
+
+
+def residuals(u, points, **options):
+    t = jnp.linspace(0.05, 0.95, len(points))
+    return jax.vmap(lambda t, x: pde_residual(u, Quadratic(), t, x, **options))(t, points)
+
+
+class TestEquation:
+    def test_focus(self):
+        assert np.abs(residuals(Focus(), jnp.asarray(X[:20]))).max() < 1e-12
+
+    def test_state_cost_and_noise(self):
+        u = Oscillator()
+        price = lambda x: 0.5 * u.k**2 * (x @ x)  # noqa: E731
+        right = residuals(u, jnp.asarray(X[:20]), state_cost=price, noise=u.noise)
+        assert np.abs(right).max() < 1e-12
+        flipped = residuals(u, jnp.asarray(X[:20]), state_cost=lambda x: -price(x), noise=u.noise)
+        assert np.abs(flipped).max() > 0.1
+        assert np.abs(residuals(u, jnp.asarray(X[:20]), state_cost=price)).max() > 0.1
+
+    def test_laplacian_is_the_trace(self):
+        q = RNG.normal(size=(5, 5))
+        u = lambda t, x: x @ jnp.asarray(q) @ x  # noqa: E731
+        x = jnp.asarray(RNG.normal(size=5))
+        exact = laplacian(u, jnp.asarray(0.3), x)
+        np.testing.assert_allclose(exact, 2.0 * np.trace(q), rtol=1e-12)
+        assert abs(float(exact) - 2.0 * q.sum()) > 0.1  # what a single all-ones probe would give
+        probes = jax.random.rademacher(KEY, (20_000, 5), float)
+        estimate = laplacian(u, jnp.asarray(0.3), x, probes)
+        np.testing.assert_allclose(estimate, exact, atol=0.3)
+
+    def test_turning(self):
+        x, t = jnp.asarray(X[3]), jnp.asarray(0.4)
+        straight = turning(lambda t, x: jnp.array([1.0, 2.0]) @ x, Quadratic(), t, x)
+        np.testing.assert_allclose(straight, 0.0, atol=1e-12)
+        # In the field of ½ aᵀx² motion bends; against a difference quotient along the flow.
+        u = lambda t, x: 0.5 * (x[0] ** 2 - 2.0 * x[1] ** 2)  # noqa: E731
+        v = jax.grad(u, argnums=1)(t, x)
+
+        def direction(x):
+            v = jax.grad(u, argnums=1)(t, x)
+            return v / jnp.linalg.norm(v)
+
+        quotient = (direction(x + 1e-6 * v) - direction(x - 1e-6 * v)) / 2e-6
+        np.testing.assert_allclose(turning(u, Quadratic(), t, x), quotient, atol=1e-5)
+
+
+class TestFlow:
+    flow = FlowTransport(LINEAR, Frame.identity(2), Quadratic())
+
+    def test_closed_form_map_and_back(self):
+        np.testing.assert_allclose(self.flow.forward(X), LINEAR.forward(X), atol=2e-3)
+        np.testing.assert_allclose(self.flow.inverse(Y), LINEAR.inverse(Y), atol=2e-3)
+        half = 0.5 * (X + LINEAR.forward(X))
+        np.testing.assert_allclose(self.flow.interpolate(X, 0.5), half, atol=2e-3)
+
+    def test_trajectory_takes_times_in_any_order(self):
+        times = [1.0, 0.0, 0.25, 0.25]
+        path = self.flow.trajectory(X, times)
+        assert path.shape == (4, *X.shape)
+        np.testing.assert_allclose(path[1], X)
+        for t, points in zip(times, path, strict=True):
+            np.testing.assert_allclose(points, X + t * (LINEAR.forward(X) - X), atol=2e-3)
+
+    def test_arrays_of_jax_and_none_at_all(self):
+        images = self.flow.forward(jnp.asarray(X[:7]))
+        assert isinstance(images, jax.Array)
+        np.testing.assert_allclose(images, self.flow.forward(X[:7]), atol=1e-12)
+        assert self.flow.forward(X[:0]).shape == (0, 2)
+
+    def test_chunks_do_not_show(self, monkeypatch):
+        noisy = FlowTransport(LINEAR, Frame.identity(2), Quadratic(), noise=0.3, steps=10)
+        whole = noisy.forward(X)
+        monkeypatch.setattr("brenier.flow.CHUNK", 64)
+        np.testing.assert_allclose(noisy.forward(X), whole, atol=1e-12)
+
+    def test_noise_has_its_size_and_no_inverse(self):
+        rest = FlowTransport(lambda t, x: 0.0 * x[0], Frame.identity(2), Quadratic(), noise=0.3)
+        moves = rest.forward(np.zeros((4000, 2)))
+        np.testing.assert_allclose(moves.std(0), 0.3, rtol=0.05)
+        np.testing.assert_array_equal(moves, rest.forward(np.zeros((4000, 2))))
+        assert abs(np.corrcoef(moves[1:, 0], moves[:-1, 0])[0, 1]) < 0.06
+        with pytest.raises(UnsupportedProblemError, match="no single origin"):
+            rest.inverse(X)
+
+    def test_simulated_costs(self):
+        problem = brenier.TransportProblem(X, Y, state_cost=lambda x: 2.0 + 0.0 * x[0])
+        paths = simulate(LINEAR, problem, jnp.asarray(X), KEY, steps=50)
+        exact = 0.5 * np.sum((LINEAR.forward(X) - X) ** 2, axis=1)
+        np.testing.assert_allclose(paths.kinetic, exact, rtol=0.1, atol=0.02)
+        np.testing.assert_allclose(paths.state, 2.0, rtol=1e-6)
+        np.testing.assert_allclose(paths.points[-1], LINEAR.forward(X), atol=0.05)
+        offset = simulate(LINEAR, problem, jnp.asarray(X), KEY, 50, jnp.asarray(0.3))
+        assert offset.times.shape == (52,)
+        np.testing.assert_allclose(
+            np.asarray(offset.times)[[0, 1, -1]], [0.0, 0.3 / 50, 1.0], atol=1e-12
+        )
+        np.testing.assert_allclose(offset.state, 2.0, rtol=1e-6)
+
+
+SMALL = {"widths": (32, 32), "batch_size": 128, "trajectories": 64, "rollout_steps": 10}
+
+
+def solve(problem, steps, validation=0.0, **options):
+    return brenier.fit(
+        problem, HOTA(**(SMALL | options)), key=KEY, steps=steps, validation=validation
+    )
+
+
+class TestTraining:
+    problem = brenier.TransportProblem(X, Y)
+
+    def test_without_state_cost_it_approaches_the_gaussian_map(self):
+        # a buffer of a few paths only, so that it wraps
+        solution = solve(self.problem, 1500, learning_rate=2e-3, buffer_size=1000)
+        found = solution.transport.forward(X)
+        assert brenier.metrics.uvp(found, LINEAR.forward(X)) < 6.0  # identity: several hundred
+        np.testing.assert_allclose(solution.transport.inverse(found), X, atol=0.02)
+
+    def test_the_flow_gives_way_to_a_price(self):
+        """With the other sign of `U` it would be drawn in."""
+
+        def bump(x):
+            return 40.0 * jnp.exp(-4.0 * jnp.sum((x - jnp.array([1.0, 0.3])) ** 2))
+
+        source = RNG.normal(size=(400, 2)) * 0.1
+        target = RNG.normal(size=(400, 2)) * 0.1 + [2.0, 0.0]
+        problem = brenier.TransportProblem(source, target, state_cost=bump)
+        path = solve(problem, 1500, learning_rate=2e-3).transport.trajectory(
+            source, np.linspace(0.0, 1.0, 41)
+        )
+        middle = path[np.abs(path[..., 0] - 1.0) < 0.2]
+        assert np.mean(middle[:, 1]) < -0.1
+        assert np.abs(path[-1].mean(0) - [2.0, 0.0]).max() < 0.3
+
+    @pytest.mark.parametrize(
+        ("dim", "options"),
+        [
+            (2, {"preset": "published", "acceleration_weight": 0.1, "target_decay": 0.0}),
+            (12, {"network": "mlp", "replay": False, "balancing": False}),
+        ],
+        ids=["published", "estimated trace"],
+    )
+    def test_every_option_runs(self, dim, options):
+        x = RNG.normal(size=(200, dim))
+        problem = brenier.TransportProblem(x, 0.5 * x + 1.0, noise=0.2)
+        solution = solve(problem, 20, **options)
+        assert np.isfinite(solution.history["loss"]).all()
+        assert not solution.transport.invertible
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"control_weight": -1.0}, "control_weight"),
+        ({"target_decay": 1.0}, "target_decay"),
+        ({"annealing": 1.5}, "annealing"),
+        ({"residual": "cubic"}, "residual"),
+        ({"network": "transformer"}, "network"),
+        ({"preset": "best"}, "preset"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_absurd_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        HOTA(**options)
