@@ -11,16 +11,18 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import brenier
+import brenier.plotting
 import brenier.points
 from brenier.cli import _demo, app
 from brenier.coordinates import Frame
 from brenier.costs import Quadratic
 from brenier.solution import Metadata
 
-COMMANDS = ("fit", "transport", "evaluate", "color", "info", "demo")
+COMMANDS = ("fit", "transport", "trajectories", "evaluate", "color", "info", "demo")
 SHIFT = np.array([3.0, -1.0])
 MATRIX = np.array([[2.0, 0.5], [0.5, 1.0]])
 
@@ -65,6 +67,34 @@ def exact_map(tmp_path_factory):
     path = tmp_path_factory.mktemp("maps") / "exact.brenier"
     brenier.save(path, solution)
     return str(path)
+
+
+@pytest.fixture(scope="session", params=[0.0, 0.1], ids=["flow", "noisy"])
+def flow_map(request, exact_map, tmp_path_factory):
+    """The same map as the flow of its potential, without noise and with."""
+    solution = brenier.load(exact_map)
+    straight = solution.transport
+    flow = brenier.FlowTransport(
+        straight.network, straight.frame, straight.cost, noise=request.param
+    )
+    scores = {k: v for k, v in solution.scores.items() if flow.invertible or "backward" not in k}
+    path = tmp_path_factory.mktemp("maps") / "flow.brenier"
+    brenier.save(path, dataclasses.replace(solution, transport=flow, scores=Metadata(scores)))
+    return str(path)
+
+
+@pytest.fixture
+def walls(points):
+    """A picture of a wall with a gap, and the same as cells, around the points."""
+    cells = np.zeros((20, 30))
+    cells[:, 18:20] = 1
+    cells[8:12, 18:20] = 0
+    np.save("cells.npy", cells)
+    Image.fromarray(np.uint8(255 * (1 - cells))).save("walls.png")
+    return "walls.png"
+
+
+EXTENT = ("--extent", -10, 10, "-7.5", 7.5)
 
 
 def run(*arguments):
@@ -163,6 +193,47 @@ def test_fit_passes_its_options_on(points, exact_map, monkeypatch):
     assert succeed("fit", "x.npy", "y.npy", "--out", "m.brenier", "-q").output == ""
 
 
+def test_fit_around_walls_then_follow(points, walls):
+    found = result_of(
+        *("fit", "x.npy", "y.npy", "--out", "m.brenier", "--method", "hota", "--steps", 25),
+        *("--state-cost", walls, *EXTENT, "--wall-height", 30, "--noise", 0.05, "-q"),
+    )
+    assert found["info"]["noise"] == 0.05
+    assert found["info"]["state_cost"] == {
+        "file": walls,
+        "extent": [-10.0, 10.0, -7.5, 7.5],
+        "height": 30.0,
+    }
+    assert "energy_forward" not in found["scores"] or "energy_backward" not in found["scores"]
+    assert brenier.load("m.brenier").transport.noise > 0
+    assert "state cost height" in succeed("info", "m.brenier").stdout
+    facts = result_of("trajectories", "m.brenier", "x.npy", "--out", "p.npz", "--times", 3)
+    assert facts == {"files": ["p.npz"], "points": 300, "times": 3, "seed": 0}
+
+
+def test_walls_reach_the_problem(points, walls, exact_map, monkeypatch):
+    seen = []
+
+    def fake(problem, method, **options):
+        seen.append((problem, method))
+        return brenier.load(exact_map)
+
+    monkeypatch.setattr(brenier, "fit", fake)
+    hota = (*FIT, "--method", "hota", "--preset", "published")
+    succeed(*hota, "--state-cost", walls, *EXTENT, "--noise", 0.5)
+    succeed(*hota, "--state-cost", "cells.npy", *EXTENT, "--wall-height", 7)
+    succeed(*hota)
+    picture, cells, nothing = (problem for problem, _ in seen)
+    assert all(method == brenier.HOTA(preset="published") for _, method in seen)
+    wall, gap = jax.numpy.array([2.5, 5.0]), jax.numpy.array([2.5, 0.0])
+    y = points @ MATRIX + SHIFT
+    apart = np.mean(np.sum((points[:, None] - y) ** 2, axis=-1))
+    assert picture.state_cost(wall) == pytest.approx(40 * apart / 2, rel=0.05)  # two digits
+    assert (picture.state_cost(gap), picture.noise) == (0, 0.5)
+    assert (cells.state_cost(wall), cells.state_cost(gap), cells.noise) == (7, 0, 0)
+    assert nothing.state_cost is None
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("60s", 60), ("1.5m", 90), ("1h", 3600), ("7", 7), (" 2 M ", 120)]
 )
@@ -212,6 +283,89 @@ def test_transport_reads_moves_and_writes_by_blocks(points, exact_map, monkeypat
     succeed("transport", exact_map, "x.npy", "--out", "moved.npy")
     assert sizes[-5:] == [64, 64, 64, 64, 44]  # after those that loading tries the map with
     np.testing.assert_allclose(np.load("moved.npy"), points @ MATRIX + SHIFT, atol=1e-9)
+
+
+def test_trajectories_of_a_flow(points, walls, flow_map):
+    found = result_of(
+        *("trajectories", flow_map, "x.npy", "--out", "p.npz", "--times", 11, "--seed", 5),
+        *("--state-cost", walls, *EXTENT, "--picture", "p.png", "--animation", "p.gif"),
+    )
+    assert found["files"] == ["p.npz", "p.png", "p.gif"]
+    assert (found["points"], found["times"], found["seed"]) == (300, 11, 5)
+    with np.load("p.npz") as paths:
+        times, way = paths["times"], paths["points"]
+    np.testing.assert_allclose(times, np.linspace(0, 1, 11))
+    assert way.shape == (11, 300, 2)
+    np.testing.assert_allclose(way[0], points)
+    transport = brenier.load(flow_map).transport
+    if transport.invertible:
+        # the tolerance of the solver
+        np.testing.assert_allclose(way[-1], points @ MATRIX + SHIFT, atol=1e-2)
+    # columns 18 and 19 of 30 over [-10, 10]; rows 8 to 11 of 20 over [-7.5, 7.5] are free
+    inside = (np.abs(way[..., 0] - 8 / 3) < 2 / 3) & (np.abs(way[..., 1]) > 1.5)
+    share = np.trapezoid(inside.mean(axis=1), times)
+    assert found["time_inside"] == pytest.approx(share, abs=1e-9)
+    assert 0.01 < share < 0.5
+    assert 0.1 < found["deepest"] < 0.8
+    for name in ("p.png", "p.gif"):
+        with Image.open(name) as picture:
+            assert picture.size[0] > 400
+    again = ("trajectories", flow_map, "x.npy", "--times", 11)
+    succeed(*again, "--out", "q.npz", "--seed", 5)
+    succeed(*again, "--out", "r.npz", "--seed", 6)
+    np.testing.assert_array_equal(np.load("q.npz")["points"], way)
+    assert np.array_equal(np.load("r.npz")["points"], way) == transport.invertible
+
+
+def test_trajectories_as_a_table(points, exact_map, monkeypatch):
+    monkeypatch.setattr(brenier.points, "BLOCK_ROWS", 64)  # 21 points at a time
+    text = succeed("trajectories", exact_map, "x.npy", "--out", "p.csv", "--times", 3).stdout
+    assert text == "Followed 300 points through 3 moments.\nWrote p.csv.\n"
+    with open("p.csv") as file:
+        assert file.readline() == "point,time,x1,x2\n"
+        table = np.loadtxt(file, delimiter=",")
+    np.testing.assert_array_equal(table[:, 0], np.repeat(np.arange(300), 3))
+    np.testing.assert_array_equal(table[:, 1], np.tile([0.0, 0.5, 1.0], 300))
+    end = points @ MATRIX + SHIFT
+    expected = np.stack([points, (points + end) / 2, end], axis=1).reshape(-1, 2)
+    np.testing.assert_allclose(table[:, 2:], expected, atol=1e-9)
+
+
+def test_trajectories_say_how_much_is_in_walls(points, walls, exact_map):
+    options = ("--state-cost", "cells.npy", *EXTENT, "--times", 5)
+    text = succeed("trajectories", exact_map, "x.npy", "--out", "p.npz", *options).stdout
+    assert re.search(r"^Inside walls \d+\.\d\d% of the time, \S+ deep at most\.$", text, re.M)
+
+
+def test_maps_without_an_inverse_and_with_curved_paths(points, flow_map):
+    invertible = brenier.load(flow_map).transport.invertible
+    text = succeed("info", flow_map).stdout
+    assert "forward 0.5" in text
+    assert ("backward 0.5" in text) == invertible
+    scores = result_of("evaluate", flow_map, "x.npy", "y.npy")
+    assert (scores["round_trip"] is not None) == invertible
+    assert scores["map_cost"] is None
+    ways = "each side into the other" if invertible else "the source into the target"
+    assert ways in scores["verdict"]
+    assert scores["verdict"].endswith("do not call for more, unless there are walls or noise.")
+    for name in ("map", "noise_band"):
+        assert (scores[name]["backward"] is not None) == invertible
+    printed = succeed("evaluate", flow_map, "x.npy", "y.npy").stdout
+    assert ("round trip" in printed) == invertible
+    assert ("–" in printed) != invertible
+    np.save("shifted.npy", points + 5.0)
+    verdict = result_of("evaluate", flow_map, "x.npy", "shifted.npy")["verdict"]
+    assert verdict.endswith("a mean shift stays within it: fit longer.")
+    back = ("transport", flow_map, "y.npy", "--out", "back.npy", "--inverse")
+    if invertible:
+        succeed(*back)
+        np.testing.assert_allclose(np.load("back.npy"), points, atol=1e-2)
+        succeed(*back, "--time", 1.0)
+        np.testing.assert_allclose(np.load("back.npy"), np.load("y.npy"), atol=1e-2)
+        return
+    for more in ((), ("--time", 0.5)):
+        assert "a point has no single origin" in fail(2, *back, *more)
+    assert not os.path.exists("back.npy")
 
 
 def test_evaluate_an_optimal_map(points, exact_map):
@@ -445,6 +599,81 @@ def test_wrong_arguments(points, exact_map, arguments, message):
     arguments = [exact_map if a == "MAP" else a for a in arguments]
     assert message in fail(2, *arguments)
     assert sorted(os.listdir()) == ["x.npy", "y.npy"]
+
+
+HOTA = (*FIT, "--method", "hota")
+WALLS = ("--state-cost", "walls.png")
+FOLLOW = ("trajectories", "MAP", "x.npy", "--out", "p.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (*FIT, *WALLS, *EXTENT),
+            "Expected --method hota with --state-cost, found ncf, which moves points along "
+            "straight lines; add --method hota or leave --state-cost out.",
+        ),
+        ((*FIT, "--method", "hjpinn", "--noise", "0.1"), "hota with --noise, found hjpinn"),
+        ((*HOTA, "--gaussian-start"), "--gaussian-start with --method ncf or hjpinn, found hota"),
+        ((*HOTA, *WALLS), "Expected --extent X_MIN X_MAX Y_MIN Y_MAX with --state-cost"),
+        ((*HOTA, *EXTENT), "Expected --state-cost with --extent, found none"),
+        ((*FIT, "--wall-height", 3), "Expected --state-cost with --wall-height, found none"),
+        ((*HOTA, *WALLS, "--extent", 0, 1, 1, 0), "found (0.0, 1.0, 1.0, 0.0)"),
+        (
+            (*HOTA, *WALLS, "--extent", 0, 1, "a", 0),
+            "Expected four numbers X_MIN X_MAX Y_MIN Y_MAX for --extent, found 0 1 a 0",
+        ),
+        ((*HOTA, "--wall-height", -1), "a number of at least 0, found '-1'"),
+        ((*HOTA, "--noise", "inf"), "a number of at least 0, found 'inf'"),
+        ((*HOTA, "--state-cost", "no.png", *EXTENT), "no.png does not exist"),
+        ((*HOTA, "--state-cost", "no.npy", *EXTENT), "a .npy file of cells, found no 'no.npy'"),
+        ((*HOTA, "--state-cost", "bad.npy", *EXTENT), "cells at 'bad.npy', found a damaged one"),
+        (
+            (*HOTA, "--state-cost", "x.npy", *EXTENT),
+            "'x.npy' holds no walls. Expected cells between 0 (free) and 1 (wall)",
+        ),
+        (
+            ("fit", "wide.npy", "wide.npy", "--out", "m.brenier", *HOTA[5:], *WALLS, *EXTENT),
+            "points with 2 columns for --state-cost, found 3",
+        ),
+        (
+            ("fit", "x.npy", "y.npy", "--out", "walls.png", *HOTA[5:], *WALLS, *EXTENT),
+            "a new file to write to, found the input 'walls.png'",
+        ),
+        ((*FOLLOW[:3], "--out", "p.npy"), "type .npz or .csv for paths, found 'p.npy'"),
+        ((*FOLLOW, "--times", 1), "a whole number of at least 2, found '1'"),
+        ((*FOLLOW, "--picture", "p.gif"), "a picture of type .png, .svg, .pdf, found 'p.gif'"),
+        ((*FOLLOW, "--animation", "p.png"), "an animation of type .gif, .mp4, found 'p.png'"),
+        ((*FOLLOW, "--animation", "p.mp4"), "Expected ffmpeg to be installed for 'p.mp4'"),
+        ((*FOLLOW, *WALLS), "Expected --extent"),
+        ((*FOLLOW, *EXTENT), "Expected --state-cost with --extent"),
+        ((*FOLLOW, "--picture", "walls.png", *WALLS, *EXTENT), "found the input 'walls.png'"),
+        (("trajectories", "MAP", "wide.npy", *FOLLOW[3:]), "points with 2 columns, as the map"),
+        (("trajectories", "LINE", "line.npy", *FOLLOW[3:], *WALLS, *EXTENT), "2 columns for"),
+        (("trajectories", "LINE", "line.npy", *FOLLOW[3:], "--picture", "p.png"), "to draw"),
+    ],
+)
+def test_wrong_walls_and_paths(points, walls, exact_map, monkeypatch, arguments, message):
+    forbid_fitting(monkeypatch)
+    monkeypatch.setattr(brenier.plotting.writers, "is_available", lambda name: False)
+    np.save("wide.npy", points[:99].reshape(-1, 3))
+    np.save("line.npy", np.zeros((4, 1)))
+    with open("bad.npy", "wb") as file:
+        file.write(b"no array at all")
+    if "LINE" in arguments:
+        on_a_line = brenier.load(exact_map)
+        potential = brenier.GaussianPotential.from_moments(
+            np.zeros(1), np.eye(1), np.ones(1), np.eye(1)
+        )
+        transport = brenier.CharacteristicTransport(
+            jax.tree.map(jax.numpy.asarray, potential), Frame.identity(1), Quadratic()
+        )
+        brenier.save("line.brenier", dataclasses.replace(on_a_line, transport=transport))
+    before = sorted(os.listdir())
+    known = {"MAP": exact_map, "LINE": "line.brenier"}
+    assert message in fail(2, *(known.get(a, a) for a in arguments))
+    assert sorted(os.listdir()) == before
 
 
 # Work that failed: exit status 1

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from brenier import metrics
 from brenier.discrepancies import energy_distance
 from brenier.errors import InputError
+from brenier.state_costs import Disc, JaxFunction, Obstacle
 
 ROUND_OFF = 1e-12
 
@@ -170,6 +171,23 @@ def test_noise_band_knows_two_statistics():
 def test_scores_refuse_points_of_different_dimensions():
     with pytest.raises(InputError, match=r"\(4, 2\), \(4, 3\)"):
         metrics.uvp(np.zeros((4, 2)), np.zeros((4, 3)))
+
+
+def test_violations_weigh_time_and_know_the_depth():
+    wall = Obstacle(Disc((0.0, 0.0), 1.0))
+    beside, through = (
+        np.full((4, 1, 2), 5.0),
+        np.array([[[3.0, 0]], [[0.4, 0]], [[0, 0.9]], [[3, 0]]]),
+    )
+    times = np.array([0.0, 0.1, 0.5, 1.0])
+    # Inside at 0.1 and at 0.5: half of the intervals before and after, and the whole one between.
+    expected = (0.05 + 0.4 + 0.25) / 2
+    found = metrics.violations(times, np.concatenate([beside, through], axis=1), wall)
+    assert found["time_inside"] == pytest.approx(expected, rel=ROUND_OFF)
+    assert found["deepest"] == pytest.approx(0.6, rel=1e-6)
+    assert metrics.violations(times, beside, wall) == {"time_inside": 0.0, "deepest": 0.0}
+    with pytest.raises(InputError, match="a known obstacle"):
+        metrics.violations(times, beside, JaxFunction(lambda x: x @ x))
 
 
 def test_wasserstein2_squared_of_a_translated_and_shuffled_sample_is_the_squared_shift():

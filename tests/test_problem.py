@@ -9,7 +9,14 @@ import scipy.sparse
 
 import brenier
 from brenier.errors import InputError
-from brenier.samplers import ArraySampler, FunctionSampler, MemmapSampler, as_sampler, check_points
+from brenier.samplers import (
+    ArraySampler,
+    FunctionSampler,
+    MemmapSampler,
+    as_sampler,
+    cells_by_place,
+    check_points,
+)
 
 KEY = jax.random.key(0)
 POINTS = np.random.default_rng(0).normal(size=(500, 2))
@@ -72,6 +79,35 @@ def test_an_epoch_of_an_array_shows_every_row_once():
     for epoch in epochs:
         np.testing.assert_array_equal(np.unique(epoch, axis=0), np.unique(POINTS, axis=0))
     assert not np.array_equal(*epochs)
+
+
+def test_stratified_batches_are_spread_evenly():
+    points = np.random.default_rng(1).normal(size=(10_050, 2))
+    sampler = as_sampler(points)
+    batches = np.asarray(sampler.draw(KEY, 0, 10, 1000, stratified=True))
+    whole = batches.reshape(-1, 2)
+    assert len({tuple(p) for p in whole}) == len(whole)  # one epoch, no row twice
+    assert {tuple(p) for p in whole} <= {tuple(p) for p in points}
+    even, plain = (
+        np.asarray(sampler.draw(KEY, 0, 200, 1000, stratified=s)).mean(1).var(0)
+        for s in (True, False)
+    )
+    assert (even < plain / 20).all()
+    np.testing.assert_array_equal(batches[3], sampler.draw(KEY, 3, 1, 1000, stratified=True)[0])
+    # The rest that fills no batch changes from epoch to epoch, so every row is as likely.
+    counts = np.unique(
+        np.asarray(sampler.draw(KEY, 0, 60, 1000, stratified=True))[..., 0], return_counts=True
+    )
+    assert len(counts[0]) > 10_040
+
+
+def test_cells_are_even_and_compact():
+    points = np.random.default_rng(1).uniform(size=(4100, 2))
+    cell = cells_by_place(points, 60)
+    assert set(np.bincount(cell, minlength=60)) <= {68, 69}
+    widths = [np.ptp(points[cell == i], axis=0).max() for i in range(60)]
+    assert np.median(widths) < 0.25  # squares of this mass have sides of 0.13
+    assert sorted(np.bincount(cells_by_place(np.zeros((100, 3)), 64))) == [1] * 28 + [2] * 36
 
 
 def test_a_small_set_is_used_whole():

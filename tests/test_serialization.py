@@ -12,9 +12,10 @@ from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.errors import BrenierWarning, FileFormatError, InputError, OutputError
 from brenier.files import read_container, write_container
+from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.networks import ACTIVATIONS, MLP, DenseQuadratic, ResNet, SumPotential
+from brenier.networks import ACTIVATIONS, MLP, DenseQuadratic, FiLM, ResNet, SumPotential
 from brenier.serialization import CLASSES, load, save
 from brenier.solution import Metadata, Solution
 from brenier.transport import CharacteristicTransport
@@ -38,6 +39,7 @@ NETWORKS = {
     "mlp": lambda dim: MLP(dim, (6, 5), sharpness=10.0, key=KEY),
     "dense_quadratic": lambda dim: DenseQuadratic(dim, (6, 5, 4), key=KEY),
     "resnet": lambda dim: ResNet(dim, 6, 2, step=1 / 3, key=KEY),
+    "film": lambda dim: FiLM(dim, (6, 5), features=4, frequencies=3, key=KEY),
     "gaussian": gaussian,
     "sum": lambda dim: SumPotential(gaussian(dim), MLP(dim, (4,), key=KEY)),
     "hopf_lax": hopf_lax,
@@ -56,6 +58,11 @@ def make(network, dim=2, **changes):
         "info": Metadata(method={"name": "NCF", "widths": (4, 4)}, key=[0, 2**64 - 1], budget=None),
     }
     return Solution(**(fields | changes))
+
+
+def flow(dim=2):
+    network = NETWORKS["film"](dim)
+    return make(network, transport=FlowTransport(network, Frame.identity(dim), Quadratic(), 0.3, 7))
 
 
 def small():
@@ -96,6 +103,14 @@ class TestRoundTrip:
         expected = solution.transport.forward(points)
         assert loaded.transport.forward(points).tobytes() == expected.tobytes()
 
+    def test_flow(self, tmp_path):
+        save(tmp_path / "a", flow())
+        loaded = load(tmp_path / "a")
+        assert_same_bits(loaded, flow())
+        points = np.random.default_rng(3).normal(size=(5, 2))
+        expected = flow().transport.forward(points)
+        assert loaded.transport.forward(points).tobytes() == expected.tobytes()
+
     def test_covers_every_class(self):
         """A class added to the closed list needs a round trip above."""
 
@@ -106,7 +121,7 @@ class TestRoundTrip:
                     found |= classes(getattr(tree, field.name))
             return found
 
-        seen = set().union(*(classes(make(build(2))) for build in NETWORKS.values()))
+        seen = classes(flow()).union(*(classes(make(build(2))) for build in NETWORKS.values()))
         assert set(CLASSES.values()) <= seen
 
     @pytest.mark.parametrize("activation", ACTIVATIONS)

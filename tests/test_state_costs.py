@@ -571,7 +571,6 @@ def renamed(x):
         (renamed, "raised NameError: name 'missing_name' is not defined"),
         (Batched(broken), "raised KeyError"),
     ],
-    ids=str,
 )
 def test_refuses_what_is_no_state_cost(data, message):
     with pytest.raises(InputError, match=message) as error:

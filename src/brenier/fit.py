@@ -248,8 +248,10 @@ class _Run:
         )
         arguments = (
             self.state,
-            self.inner.source.draw(source_key, p.step, CHUNK, self.method.batch),
-            self.inner.target.draw(target_key, p.step, CHUNK, self.method.batch),
+            *(
+                side.draw(key, p.step, CHUNK, self.method.batch, stratified=self.method.stratified)
+                for side, key in ((self.inner.source, source_key), (self.inner.target, target_key))
+            ),
             jax.vmap(partial(jax.random.fold_in, step_key))(p.step + jnp.arange(CHUNK)),
             jnp.asarray(n, jnp.int32),
             jnp.asarray(p.position, self.dtype),
@@ -427,6 +429,7 @@ class _Run:
             n_target=self.problem.target.size,
             held_out=0 if self.held_out is None else len(self.held_out.x),
             dtype=np.dtype(self.dtype).name,
+            noise=self.problem.noise,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=_versions(),
@@ -438,7 +441,10 @@ class _Run:
         )
         message = f"Stopped after {p.step} steps: {hint or STATUS[status]}. {verdict(scores)}"
         if scores and worse_than_linear(scores):
-            warnings.warn(f"{message} Prefer the linear map, or train longer.", BrenierWarning, 4)
+            advice = "Prefer the linear map, or train longer."
+            if self.problem.state_cost is not None:  # which the linear map knows nothing of
+                advice = "Train longer."
+            warnings.warn(f"{message} {advice}", BrenierWarning, 4)
         history = {k: np.asarray(v) for k, v in p.history.items()}
         return Solution(self._outer(self.kept), history, status, message, Metadata(scores), info)
 
@@ -448,12 +454,26 @@ class _Run:
         both = self.problem.source.digest() + self.problem.target.digest()
         return hashlib.sha256(both.encode()).hexdigest()[:16]
 
+    def _state_cost_hash(self) -> str | None:
+        cost = self.problem.state_cost
+        if cost is None:
+            return None
+        sides = self.problem.source.pool(_PROBED, 0), self.problem.target.pool(_PROBED, 0)
+        n = min(map(len, sides))
+        between = np.concatenate(
+            [(1 - t) * sides[0][:n] + t * sides[1][:n] for t in (0.3, 0.5, 0.7)]
+        )
+        prices = cost.evaluate(np.concatenate([*sides, between]).astype(self.problem.dtype))
+        return hashlib.sha256(np.round(prices, 4).tobytes()).hexdigest()[:16]
+
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
         facts = {
             "method": self.method.describe(),
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "data": self._data_hash(),
+            "noise": self.problem.noise,
+            "state_cost": self._state_cost_hash(),
             "planned": self.planned,
             "time_budget": self.time_budget,
             "validation": self.validation,

@@ -73,6 +73,12 @@ class FlowTransport(Transport):
     def interpolate(self, x: ArrayLike, t: float) -> ArrayLike:
         return self._flow(0.0, x, [check_time(t)])[0]
 
+    def interpolate_back(self, y: ArrayLike, t: float) -> ArrayLike:
+        """Where target points (n, d) were at time `t`."""
+        if not self.invertible:
+            return self.inverse(y)  # which says why not
+        return self._flow(1.0, y, [check_time(t)])[0]
+
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         t = check_time(t)
         x = checked_points(x, self.dim)

@@ -98,11 +98,14 @@ class Sampler(abc.ABC):
     dtype: np.dtype
 
     @abc.abstractmethod
-    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+    def draw(
+        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+    ) -> jax.Array:
         """The batches of steps `start` to `start + count`, shape (count, min(n, size), d).
 
         The batch of a step depends on the key and the step alone, not on how steps are grouped. A set of at most
-        `n` points is returned whole every time: a full batch has no sampling noise.
+        `n` points is returned whole every time: a full batch has no sampling noise. Where the points are in memory,
+        `stratified` spreads each batch evenly over them.
         """
 
     @abc.abstractmethod
@@ -129,7 +132,12 @@ class Sampler(abc.ABC):
 class ArraySampler(Sampler):
     """Batches of the rows of an array in memory, reshuffled every epoch.
 
-    Within an epoch no row comes twice, so the sampling noise of consecutive steps cancels.
+    Within an epoch no row comes twice, so the sampling noise of consecutive steps cancels. Stratified batches have
+    little of it to begin with: space is cut into `n` cells with equally many rows, and a batch takes one row of each.
+    In the plane the mean over such a batch of a thousand rows is as exact as that over many thousands.
+
+    References:
+        Owen, *Monte Carlo theory, methods and examples*, 2013, section 8.4 (stratification).
     """
 
     def __init__(self, array: np.ndarray):
@@ -137,23 +145,40 @@ class ArraySampler(Sampler):
         self.size, self.dim = array.shape
         self.dtype = array.dtype
         self._device: jax.Array | None = None
-        self._order: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
+        self._batches: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.int64))
+        self._cells: tuple[int, np.ndarray] = (0, np.zeros(0, np.int64))
 
-    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+    def draw(
+        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+    ) -> jax.Array:
         n = self.batch(n)
         if self._device is None:
             self._device = jnp.asarray(self.array)
         if n == len(self.array):
             return jnp.broadcast_to(self._device, (count, *self.array.shape))
-        rows = np.stack([self._rows(key, step, n) for step in range(start, start + count)])
+        rows = np.stack(
+            [self._rows(key, step, n, stratified) for step in range(start, start + count)]
+        )
         return self._device[rows]
 
-    def _rows(self, key: Key, step: int, n: int) -> np.ndarray:
-        epoch, batch = divmod(step, len(self.array) // n)
+    def _rows(self, key: Key, step: int, n: int, stratified: bool) -> np.ndarray:
+        per_epoch = len(self.array) // n
+        epoch, batch = divmod(step, per_epoch)
         seed = (*np.asarray(jax.random.key_data(key)).tolist(), epoch)
-        if self._order[0] != seed:
-            self._order = (seed, np.random.default_rng(seed).permutation(len(self.array)))
-        return self._order[1][batch * n : (batch + 1) * n]
+        if self._batches[0] != (seed, n, stratified):
+            rng = np.random.default_rng(seed)
+            # A rest that fills no batch is left out of the epoch, another one each time.
+            if stratified and per_epoch > 1:
+                if self._cells[0] != n:
+                    self._cells = (n, cells_by_place(self.array, n))
+                cell = self._cells[1]
+                shuffled = np.lexsort((rng.random(len(cell)), cell))
+                starts = np.searchsorted(cell[shuffled], np.arange(n))
+                order = shuffled[starts + np.arange(per_epoch)[:, None]]
+            else:
+                order = rng.permutation(len(self.array))[: n * per_epoch].reshape(per_epoch, n)
+            self._batches = ((seed, n, stratified), order)
+        return self._batches[1][batch]
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         if n >= len(self.array):
@@ -197,7 +222,10 @@ class MemmapSampler(Sampler):
         check_finite(rows, self._name)
         return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
 
-    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+    def draw(
+        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+    ) -> jax.Array:
+        del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
         if n == self._count:
             everything = self._rows(np.arange(n))
@@ -257,7 +285,10 @@ class FunctionSampler(Sampler):
         x = jnp.asarray(self._function(key, n))
         return jnp.asarray(x if self._encode is None else self._encode(x), self.dtype)
 
-    def draw(self, key: Key, start: int, count: int, n: int) -> jax.Array:
+    def draw(
+        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+    ) -> jax.Array:
+        del stratified  # samples are made as they are needed
         keys = jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count))
         if not self._traceable:
             return jnp.stack([self._batch(key, n) for key in keys])
@@ -307,6 +338,26 @@ def as_sampler(data: Any, name: str = "source") -> Sampler:
     array = check_points(data, name, min_points=2)
     check_spread(array, name)
     return ArraySampler(array)
+
+
+def cells_by_place(points: np.ndarray, count: int) -> np.ndarray:
+    """The cell, 0 to `count - 1`, of each of the points (n, d), n >= count: neighbours together, equally many in each.
+
+    The leaves of a k-d tree: every part is cut across its widest axis. No cell has fewer than `n // count` points.
+    """
+    cell = np.zeros(len(points), np.int64)
+    parts = [(np.arange(len(points)), 0, count)]
+    while parts:
+        rows, first, cells = parts.pop()
+        if cells == 1:
+            cell[rows] = first
+            continue
+        left = cells // 2
+        cut = len(points) * (first + left) // count - len(points) * first // count
+        part = points[rows]
+        order = np.argpartition(part[:, np.argmax(part.var(axis=0))], cut)
+        parts += [(rows[order[:cut]], first, left), (rows[order[cut:]], first + left, cells - left)]
+    return cell
 
 
 def _map_file(path: str | os.PathLike[str], name: str) -> np.memmap:

@@ -59,6 +59,10 @@ class Transport(eqx.Module):
         """Where source points (n, d) are at time `t` in [0, 1]."""
 
     @abc.abstractmethod
+    def interpolate_back(self, y: ArrayLike, t: float) -> ArrayLike:
+        """Where target points (n, d) were at time `t` in [0, 1]."""
+
+    @abc.abstractmethod
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         """`v(t, x)` at points (n, d), in units of the data per unit time."""
 

@@ -2,6 +2,8 @@
 
     brenier fit SOURCE TARGET --out map.brenier     fit a map between two files of points
     brenier transport map.brenier POINTS --out OUT  move points with it, either way, to any time
+    brenier trajectories map.brenier POINTS --out OUT
+                                                    their whole paths, also as picture and film
     brenier evaluate map.brenier SOURCE TARGET      score it against sampling noise and baselines
     brenier color A B --out FOLDER                  exchange the colours of two pictures
     brenier info map.brenier                        say what is in a file

@@ -27,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_JUDGED = 4096  # points of each side by which a default is chosen
 _IN_MEMORY = 1 << 30  # bytes: a larger file of points stays on disk
 
 
@@ -35,6 +36,7 @@ class Method(enum.StrEnum):
 
     ncf = "ncf"
     hjpinn = "hjpinn"
+    hota = "hota"
 
 
 class Preset(enum.StrEnum):
@@ -90,6 +92,17 @@ TimeBudget = Annotated[
         parser=_duration, metavar="TIME", help="For the whole fit: 60s, 2m, 1h; it ends in time."
     ),
 ]
+StateCostFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Walls: a picture whose dark pixels they are, or a .npy of cells from 0 to 1 (wall).",
+    ),
+]
+Extent = Annotated[
+    tuple[str, str, str, str] | None,  # parsed by `read_walls`, which says what was found
+    typer.Option(metavar="X_MIN X_MAX Y_MIN Y_MAX", help="Where the whole of --state-cost lies."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors and the JSON.")]
 
@@ -141,6 +154,22 @@ def fit(
     gaussian_start: Annotated[
         bool, typer.Option("--gaussian-start", help="Start from the linear (Gaussian) map.")
     ] = False,
+    state_cost: StateCostFile = None,
+    extent: Extent = None,
+    wall_height: Annotated[
+        float | None,
+        typer.Option(
+            **_number(float, 0.0, 1e30, "a number of at least 0"),
+            help="Price of unit time in a wall; by default 40 times what straight paths cost.",
+        ),
+    ] = None,
+    noise: Annotated[
+        float,
+        typer.Option(
+            **_number(float, 0.0, 1e30, "a number of at least 0"),
+            help="Strength of the noise along the paths; such a map has no inverse.",
+        ),
+    ] = 0.0,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
@@ -150,11 +179,13 @@ def fit(
 ) -> None:
     """Fit a map and its inverse to two files of points.
 
+    Around walls, and with noise, by `--method hota`.
     Ctrl-C keeps the best map so far: it is written, and the exit status is 0.
     """
     from brenier.files import check_output
 
-    _refuse_to_overwrite([out, checkpoint], [source, target])
+    inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]
+    _refuse_to_overwrite([out, checkpoint], inputs)
     check_output(out)
     if checkpoint is not None:
         if checkpoint.resolve() == out.resolve():
@@ -163,16 +194,32 @@ def fit(
             )
         check_output(checkpoint)
 
+    import dataclasses
+
+    import equinox as eqx
     import jax
 
     import brenier
+    from brenier.cli._walls import check_options, check_plane, default_height, read_walls
     from brenier.progress import FitProgress
+    from brenier.solution import Metadata
 
+    check_options(method.value, state_cost=state_cost, noise=noise, gaussian_start=gaussian_start)
+    walls = read_walls(state_cost, extent, wall_height)
     keep_compiled()
-    problem = brenier.TransportProblem(_load(source), _load(target))
-    recipe = {Method.ncf: brenier.NCF, Method.hjpinn: brenier.HJPINN}[method](
-        preset=preset.value, gaussian_start=gaussian_start
-    )
+    problem = brenier.TransportProblem(_load(source), _load(target), noise=noise)
+    check_plane(walls, problem.dim)
+    if walls is not None:
+        if wall_height is None:
+            pools = problem.source.pool(_JUDGED, seed), problem.target.pool(_JUDGED, seed)
+            walls = eqx.tree_at(lambda walls: walls.height, walls, default_height(*pools))
+        problem = problem.replace(state_cost=walls)
+    recipe: Any
+    if method is Method.hota:
+        recipe = brenier.HOTA(preset=preset.value)
+    else:
+        family = brenier.NCF if method is Method.ncf else brenier.HJPINN
+        recipe = family(preset=preset.value, gaussian_start=gaussian_start)
     title = (
         f"{method.value}, dimension {problem.dim}, "
         f"{problem.source.size} and {problem.target.size} points"
@@ -190,6 +237,15 @@ def fit(
         )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
+    facts: dict[str, Any] = {"noise": noise} if noise else {}
+    if walls is not None:
+        facts["state_cost"] = {
+            "file": str(state_cost),
+            "extent": walls.shape.extent,
+            "height": walls.height,
+        }
+    if facts:
+        solution = dataclasses.replace(solution, info=Metadata(solution.info | facts))
     brenier.save(out, solution)
     _report(
         {
@@ -254,6 +310,77 @@ def transport(
 
 
 @app.command()
+def trajectories(
+    map_file: MapFile,
+    points: Annotated[str, typer.Argument(metavar="POINTS", help="Points of the source.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Paths: .npz, or .csv.")],
+    times: Annotated[
+        int,
+        typer.Option(
+            **_number(int, 2, 100_000, "a whole number of at least 2"),
+            help="Moments from 0 to 1, both included.",
+        ),
+    ] = 51,
+    state_cost: StateCostFile = None,
+    extent: Extent = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the paths: .png, .svg or .pdf.")
+    ] = None,
+    animation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Film them: .gif, or .mp4 with ffmpeg.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follow points from the source to the target: the whole of their paths.
+
+    With walls it says how much of the time the paths are inside them, at the moments written.
+    """
+    from brenier.points import check_paths_output, read_points
+
+    inputs = [str(map_file), points, *([] if state_cost is None else [str(state_cost)])]
+    _refuse_to_overwrite([out, picture, animation], inputs)
+    check_paths_output(out)
+    if picture is not None or animation is not None:
+        from brenier.plotting import check_animation_output, check_figure_output
+
+        if picture is not None:
+            check_figure_output(picture)
+        if animation is not None:
+            check_animation_output(animation)
+
+    import brenier
+    from brenier.cli._trajectories import run_trajectories
+    from brenier.cli._walls import read_walls
+
+    walls = read_walls(state_cost, extent)
+    x = read_points(points)
+    keep_compiled()
+    facts = run_trajectories(
+        brenier.load(map_file),
+        x,
+        out,
+        times=times,
+        walls=walls,
+        picture=picture,
+        animation=animation,
+        seed=seed,
+    )
+
+    def text() -> str:
+        rows = [f"Followed {facts['points']} points through {times} moments."]
+        if walls is not None:
+            rows.append(
+                f"Inside walls {facts['time_inside']:.2%} of the time, "
+                f"{facts['deepest']:.3g} deep at most."
+            )
+        return "\n".join([*rows, *(f"Wrote {path}." for path in facts["files"])])
+
+    _report(facts, text, as_json, quiet)
+
+
+@app.command()
 def evaluate(
     map_file: MapFile,
     source: Source,
@@ -281,14 +408,13 @@ def evaluate(
         lines["sampling noise"] = scores["noise_band"] | {"ratio": 1.0}
         rows = [f"{'energy distance':18}{'forward':>12}{'backward':>12}{'/ noise':>10}"]
         rows += [
-            f"{name:18}{s['forward']:12.4g}{s['backward']:12.4g}{s['ratio']:10.3g}"
+            f"{name:18}{s['forward']:12.4g}{_or_dash(s['backward']):>12}{s['ratio']:10.3g}"
             for name, s in lines.items()
         ]
-        rows += [
-            "",
-            f"round trip  {scores['round_trip']:.3g} of the variance",
-            f"dual value  {scores['dual_value']:.6g}",
-        ]
+        rows.append("")
+        if scores["round_trip"] is not None:
+            rows.append(f"round trip  {scores['round_trip']:.3g} of the variance")
+        rows.append(f"dual value  {scores['dual_value']:.6g}")
         if scores["map_cost"] is not None:
             rows.append(f"map cost    {scores['map_cost']:.6g} (the dual value, if optimal)")
         return "\n".join([*rows, "", scores["verdict"]])
@@ -413,6 +539,10 @@ def _load(path: str) -> Any:
     return points if points.nbytes > _IN_MEMORY else np.array(points)
 
 
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
 def _mover(transport: Any, inverse: bool, time: float | None) -> Callable[[Any], Any]:
     if time is None:
         return transport.inverse if inverse else transport.forward
@@ -438,6 +568,7 @@ def _scores_line(scores: dict[str, float]) -> str:
         f"{way} {scores[f'energy_{way}']:.3g} (noise {scores[f'band_{way}']:.3g}, "
         f"linear map {scores[f'linear_{way}']:.3g})"
         for way in ("forward", "backward")
+        if f"energy_{way}" in scores
     )
     return f"Held-out energy distance: {', '.join(parts)}.\n"
 
@@ -445,6 +576,6 @@ def _scores_line(scores: dict[str, float]) -> str:
 def _flat(facts: dict[str, Any], prefix: str = "") -> Any:
     for name, value in facts.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
+            yield from _flat(value, f"{prefix}{name.replace('_', ' ')} ")
         else:
             yield f"{prefix}{name.replace('_', ' ')}", value

@@ -12,9 +12,11 @@ import numpy as np
 from brenier.costs import Quadratic
 from brenier.discrepancies import energy_distance
 from brenier.errors import InputError
+from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.metrics import noise_band, round_trip
 from brenier.solution import Solution
+from brenier.transport import Transport
 
 MAX_POINTS = 4096
 """Rows of each side that are scored: the energy distance takes all pairs of them."""
@@ -25,7 +27,7 @@ BASELINES = {
     "linear": "the linear (Gaussian) map",
 }
 
-_Map = Callable[[np.ndarray], np.ndarray]
+_Map = Callable[[np.ndarray], Any]
 
 
 def evaluate(
@@ -45,6 +47,9 @@ def evaluate(
         band. `noise_band`: what two samples of one distribution, of these sizes, stay below in 95 %
         of the cases. `round_trip`: `E|S(T(x)) - x|² / Var(x)`. `dual_value` and `map_cost`:
         `E u(1, y) - E u(0, x)` and `E ½|T(x) - x|²`, equal at the optimum. `verdict`: a sentence.
+        A map without an inverse is scored forward only: `backward` and `round_trip` are None, and
+        `ratio`, also of the baselines, is that of the way forward. `map_cost` is None where paths
+        are not straight.
         The baselines are fitted to the very points they are scored on, which favours them.
 
     Raises:
@@ -60,32 +65,37 @@ def evaluate(
     rng = np.random.default_rng(seed)
     x, y = _some(source, rng), _some(target, rng)
     key = jax.random.key(seed)
-    bands = {
+    bands: dict[str, float | None] = {
         "forward": noise_band(y, len(x), len(y), key=key),
-        "backward": noise_band(x, len(y), len(x), key=key),
+        "backward": noise_band(x, len(y), len(x), key=key) if transport.invertible else None,
     }
     shift = y.mean(axis=0) - x.mean(axis=0)
     linear = GaussianPotential.from_samples(x, y)
-    maps: dict[str, tuple[_Map, _Map]] = {
-        "map": (transport.forward, transport.inverse),
+    maps: dict[str, tuple[_Map, _Map | None]] = {
+        "map": (transport.forward, transport.inverse if transport.invertible else None),
         "identity": (lambda x: x, lambda y: y),
         "mean_shift": (lambda x: x + shift, lambda y: y - shift),
         "linear": (linear.forward, linear.inverse),
     }
     scores: dict[str, Any] = {
-        name: _scored(forward(x), inverse(y), x, y, bands)
+        name: _scored(forward(x), None if inverse is None else inverse(y), x, y, bands)
         for name, (forward, inverse) in maps.items()
     }
     images = np.asarray(transport.forward(x))
     quadratic = isinstance(getattr(transport, "cost", Quadratic()), Quadratic)
+    straight = not isinstance(transport, FlowTransport)
     return {
         "points": {"source": len(source), "target": len(target), "scored": [len(x), len(y)]},
         "noise_band": bands,
         **scores,
-        "round_trip": round_trip(x, transport.inverse(images)) / 100,
+        "round_trip": round_trip(x, transport.inverse(images)) / 100
+        if transport.invertible
+        else None,
         "dual_value": _dual_value(solution, x, y),
-        "map_cost": 0.5 * float(np.mean(np.sum((images - x) ** 2, axis=1))) if quadratic else None,
-        "verdict": _verdict(scores),
+        "map_cost": 0.5 * float(np.mean(np.sum((images - x) ** 2, axis=1)))
+        if quadratic and straight
+        else None,
+        "verdict": _verdict(scores, transport),
     }
 
 
@@ -97,10 +107,21 @@ def _some(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _scored(
-    images: np.ndarray, preimages: np.ndarray, x: np.ndarray, y: np.ndarray, bands: dict[str, float]
-) -> dict[str, float]:
-    distances = {"forward": _energy(images, y), "backward": _energy(preimages, x)}
-    ratios = [distances[way] / band if band > 0 else np.inf for way, band in bands.items()]
+    images: np.ndarray,
+    preimages: np.ndarray | None,
+    x: np.ndarray,
+    y: np.ndarray,
+    bands: dict[str, float | None],
+) -> dict[str, float | None]:
+    distances = {
+        "forward": _energy(images, y),
+        "backward": None if preimages is None else _energy(preimages, x),
+    }
+    ratios = [
+        distance / band if band > 0 else np.inf
+        for distance, band in zip(distances.values(), bands.values(), strict=True)
+        if distance is not None and band is not None
+    ]
     return distances | {"ratio": float(max(ratios))}
 
 
@@ -120,19 +141,24 @@ def _dual_value(solution: Solution, x: np.ndarray, y: np.ndarray) -> float:
         return float(jnp.mean(ends[0]) - jnp.mean(ends[1]))
 
 
-def _verdict(scores: dict[str, dict[str, float]]) -> str:
+def _verdict(scores: dict[str, dict[str, float]], transport: Transport) -> str:
     ratio = scores["map"]["ratio"]
     enough = [name for name in BASELINES if scores[name]["ratio"] <= 1.0]  # the simplest first
     best = enough[0] if enough else min(BASELINES, key=lambda name: scores[name]["ratio"])
     rival, name = scores[best]["ratio"], BASELINES[best]
+    curved = isinstance(transport, FlowTransport)
+    # A simple map is no way out where there are walls or noise, which this file does not know.
+    advice = "fit longer" if curved else "fit longer or use that"
     if ratio <= 1.0:
-        found = "The map turns each side into the other within sampling noise"
+        moved = "each side into the other" if transport.invertible else "the source into the target"
+        found = f"The map turns {moved} within sampling noise"
         if rival <= 1.0:
-            return f"{found}, and so does {name}: these points do not call for more."
+            more = "more, unless there are walls or noise" if curved else "more"
+            return f"{found}, and so does {name}: these points do not call for {more}."
         return f"{found}; {name}, the best simple one, misses by {rival:.2g} times the noise."
     found = f"The map misses by {ratio:.2g} times the sampling noise"
     if rival <= 1.0:
-        return f"{found}, while {name} stays within it: fit longer or use that."
+        return f"{found}, while {name} stays within it: {advice}."
     if rival <= ratio:
-        return f"{found} and is no better than {name} ({rival:.2g} times): fit longer or use that."
+        return f"{found} and is no better than {name} ({rival:.2g} times): {advice}."
     return f"{found}; {name}, the best simple one, misses by {rival:.2g} times."

@@ -36,6 +36,11 @@ class Method(abc.ABC, Generic[State]):
         """Whether `fit` shall centre and scale the data."""
 
     @property
+    def stratified(self) -> bool:
+        """Whether batches shall be spread evenly over the samples."""
+        return False
+
+    @property
     def validation_interval(self) -> int:
         """Chunks of steps between two looks at the held-out points."""
         return 2

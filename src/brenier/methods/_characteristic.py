@@ -93,7 +93,7 @@ class CharacteristicMethod(Method[CharacteristicState]):
     activation: str = FROM_PRESET
     optimizer: str | optax.GradientTransformation = FROM_PRESET
     learning_rate: float = FROM_PRESET
-    schedule: Literal["cosine", "constant"] = FROM_PRESET
+    schedule: Literal["cosine", "linear", "constant"] = FROM_PRESET
     averaging: float = FROM_PRESET
     batch_size: int = FROM_PRESET
     collocation: Collocation = FROM_PRESET
@@ -133,6 +133,10 @@ class CharacteristicMethod(Method[CharacteristicState]):
     @property
     def scaled(self) -> bool:
         return bool(self.scale_inputs)
+
+    @property
+    def stratified(self) -> bool:
+        return self.preset == "default"
 
     def check(self, problem: TransportProblem) -> None:
         name = type(self).__name__
@@ -256,6 +260,8 @@ class CharacteristicMethod(Method[CharacteristicState]):
     def _rate(self, progress: jax.Array) -> jax.Array:
         if self.schedule == "constant":
             return jnp.ones_like(progress)
+        if self.schedule == "linear":
+            return _FINAL_RATE + (1.0 - _FINAL_RATE) * (1.0 - progress)
         return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     def default_widths(self, dim: int) -> tuple[int, ...]:
@@ -369,7 +375,8 @@ def _check_options(method: CharacteristicMethod) -> None:
     expect(is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
     expect(getattr(method, "anchor", "both") in ("start", "both"), "anchor", "start or both")
     expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
-    expect(method.schedule in ("cosine", "constant"), "schedule", "cosine or constant")
+    schedules = ("cosine", "linear", "constant")
+    expect(method.schedule in schedules, "schedule", "cosine, linear or constant")
     expect(method.statistic in ("U", "V"), "statistic", "'U' or 'V'")
     expect(
         isinstance(method.network, eqx.Module) or method.network in _NETWORKS,

@@ -31,6 +31,7 @@ Objective = Literal["dual", "energy"]
 
 DUAL: dict[str, Any] = {
     "learning_rate": 2e-2,
+    "schedule": "linear",
     "hj_weight": 0.1,
     "steps": 1500,
     "pair_coordinates": True,
@@ -66,7 +67,7 @@ class NCF(CharacteristicMethod):
         activation: see `brenier.networks.ACTIVATIONS`.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
         learning_rate: peak step size of a named optimiser.
-        schedule: "cosine" decay over the whole run, or "constant".
+        schedule: "cosine" or "linear" decay over the whole run, or "constant".
         averaging: decay of the running average of the weights that is delivered; 0 delivers the last iterate.
         batch_size: samples a side and step.
         anchor: time at which the residual meets its characteristic: 0 at the "start", as published in the plane, or
