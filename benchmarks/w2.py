@@ -28,6 +28,7 @@ import brenier
 from benchmarks.baselines import minimax, ott_duals
 from benchmarks.gaussian import uvp_cell
 from benchmarks.harness import (
+    RESULTS,
     ROOT,
     HostMap,
     Options,
@@ -231,8 +232,8 @@ def run(options: Options) -> None:
             if names:
                 with tempfile.TemporaryDirectory() as folder:
                     _run_pair(options, Path(folder), dim, seed, names)
-    if options.results is not None and not options.quick:
-        figure = draw(load("w2", options.results))
+    if options.results == RESULTS:
+        figure = draw(load("w2"))
         if figure is not None:
             FIGURE.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(FIGURE)

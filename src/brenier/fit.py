@@ -32,7 +32,7 @@ from brenier.methods import Method
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
 from brenier.solution import STATUS, Metadata, Solution
-from brenier.state_costs import FramedStateCost, StateCost, check_passage, check_state_cost
+from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
 from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import HeldOut, dual_cost, gain, hold_out, verdict, worse_than_linear
@@ -178,7 +178,9 @@ class _Run:
         target, y_held = hold_out(problem.target, validation, seed + 1)
         x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
         if problem.state_cost is not None:
-            _check_surroundings(problem.state_cost, x_pool, y_pool, seed)
+            around = _surroundings(x_pool, y_pool, seed).astype(problem.dtype)
+            check_state_cost(problem.state_cost, around)
+            check_passage(problem.state_cost, x_pool[:_PROBED], y_pool[:_PROBED])
         # A state cost stands still, and so must its frame.
         moving = problem.cost.galilean and problem.state_cost is None
         self.frame = (
@@ -459,12 +461,8 @@ class _Run:
         if cost is None:
             return None
         sides = self.problem.source.pool(_PROBED, 0), self.problem.target.pool(_PROBED, 0)
-        n = min(map(len, sides))
-        between = np.concatenate(
-            [(1 - t) * sides[0][:n] + t * sides[1][:n] for t in (0.3, 0.5, 0.7)]
-        )
-        prices = cost.evaluate(np.concatenate([*sides, between]).astype(self.problem.dtype))
-        return hashlib.sha256(np.round(prices, 4).tobytes()).hexdigest()[:16]
+        prices = cost.evaluate(_surroundings(*sides, 0).astype(self.problem.dtype))
+        return hashlib.sha256(prices.tobytes()).hexdigest()[:16]
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
@@ -502,8 +500,8 @@ class _Run:
         self.earlier = self.progress.elapsed
 
 
-def _check_surroundings(cost: StateCost, x: np.ndarray, y: np.ndarray, seed: int) -> None:
-    """Looks at the state cost where paths may lead: at the samples, between them and around them."""
+def _surroundings(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+    """Where paths may lead: at the samples, between them and around them."""
     rng = np.random.default_rng(seed)
     n = min(len(x), len(y), _PROBED)
     x, y = x[rng.permutation(len(x))[:n]], y[rng.permutation(len(y))[:n]]
@@ -511,8 +509,7 @@ def _check_surroundings(cost: StateCost, x: np.ndarray, y: np.ndarray, seed: int
     reach = 0.25 * (high - low)
     between = x + rng.uniform(size=(n, 1)) * (y - x)
     around = rng.uniform(low - reach, high + reach, size=x.shape)
-    check_state_cost(cost, np.concatenate([x, y, between, around]).astype(x.dtype))
-    check_passage(cost, x, y)
+    return np.concatenate([x, y, between, around])
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from brenier.costs import Cost
 from brenier.errors import UnsupportedProblemError
 from brenier.hamiltonian import velocity
 from brenier.problem import TransportProblem
-from brenier.transport import CHUNK, Transport, check_time, checked_points
+from brenier.transport import CHUNK, Transport, check_time, checked_points, framed_velocity
 from brenier.typing import ArrayLike, Key, Point, Points, Potential, Scalar
 
 _TOLERANCE = (1e-4, 1e-5)  # relative and absolute, in units of the data's spread
@@ -80,12 +80,7 @@ class FlowTransport(Transport):
         return self._flow(1.0, y, [check_time(t)])[0]
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
-        t = check_time(t)
-        x = checked_points(x, self.dim)
-        z = self.frame.encode(t, x)
-        v = _velocities(self.network, self.cost, jnp.asarray(t), jnp.asarray(z, self._dtype))
-        moved = self.frame.displace(1.0, x, np.asarray(v) if isinstance(x, np.ndarray) else v)
-        return (moved - x).astype(x.dtype)
+        return framed_velocity(self.network, self.frame, self.cost, check_time(t), x)
 
     def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
         return self._flow(0.0, x, [check_time(t) for t in np.atleast_1d(times)])
@@ -243,9 +238,3 @@ def _displacements(
 
     with jax.default_matmul_precision("highest"):
         return jnp.swapaxes(jax.vmap(one)(z, index), 0, 1)
-
-
-@eqx.filter_jit
-def _velocities(network: Potential, cost: Cost, t: Array, z: Float[Array, "n d"]) -> Array:
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda z: velocity(network, cost, t.astype(z.dtype), z))(z)

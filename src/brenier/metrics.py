@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from brenier.discrepancies import Statistic
 from brenier.errors import InputError
-from brenier.state_costs import StateCost
+from brenier.state_costs import StateCost, evaluate_at
 from brenier.typing import ArrayLike, Key
 
 
@@ -137,10 +136,10 @@ def violations(times: Any, points: ArrayLike, state_cost: StateCost) -> dict[str
         raise InputError(
             "Expected a state cost with a known obstacle, found one without; give it a shape."
         )
-    judge = eqx.filter_jit(jax.vmap(lambda x: (obstacle.inside(x), state_cost.depth(x))))
-    found = [judge(moment) for moment in points]
-    inside, depth = (np.asarray(values, np.float64) for values in zip(*found, strict=True))
-    share = np.trapezoid(inside.mean(axis=1), times) / (times[-1] - times[0])
+    places = np.reshape(points, (-1, np.shape(points)[-1]))
+    inside, depth = evaluate_at(lambda x: (obstacle.inside(x), state_cost.depth(x)), places)
+    at_times = np.reshape(inside, (len(times), -1)).mean(axis=1)
+    share = np.trapezoid(at_times, times) / (times[-1] - times[0])
     return {"time_inside": float(share), "deepest": float(depth.max())}
 
 

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter, writers
@@ -29,8 +26,8 @@ from scipy.spatial import KDTree
 
 from brenier.errors import InputError, OutputError
 from brenier.files import PathLike, atomic_write, check_output
-from brenier.shapes import Raster, Shape
-from brenier.state_costs import StateCost
+from brenier.shapes import Raster
+from brenier.state_costs import StateCost, evaluate_at
 
 MAX_PATHS = 300
 """Paths drawn at most: more of them hide each other."""
@@ -416,7 +413,7 @@ def _walls(axes: Axes, scene: _Scene) -> None:
     )
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     if obstacle is not None:
-        shade = np.asarray(_inside(obstacle, jnp.asarray(grid))).astype(np.float64)
+        shade = np.asarray(evaluate_at(obstacle.inside, grid), np.float64)
     else:
         shade = walls.evaluate(grid)
         shade = shade / max(float(shade.max()), 1e-300)
@@ -430,11 +427,6 @@ def _walls(axes: Axes, scene: _Scene) -> None:
         interpolation="antialiased" if obstacle is not None else "bilinear",
         zorder=1,
     )
-
-
-@eqx.filter_jit
-def _inside(obstacle: Shape, points: jax.Array) -> jax.Array:
-    return jax.vmap(obstacle.inside)(points)
 
 
 def _legend(figure: Figure, scene: _Scene, *, moving: bool) -> None:

@@ -70,7 +70,7 @@ class StateCost(eqx.Module):
 
     def evaluate(self, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
         """`U` at points (n, d) in memory, as a NumPy array."""
-        return np.asarray(_evaluate(self, points))
+        return np.asarray(evaluate_at(self, points))
 
 
 class Obstacle(StateCost):
@@ -426,7 +426,7 @@ def check_passage(
         return
     outside = {}
     for side, points in (("source", x), ("target", y)):
-        inside = np.asarray(_evaluate(obstacle.inside, points))
+        inside = np.asarray(evaluate_at(obstacle.inside, points))
         if inside.all():
             raise InputError(
                 f"Expected {side} points outside the obstacle, found all {len(points)} inside; "
@@ -462,7 +462,8 @@ _CROSSABLE = "A price given as a function, without a shape, may be crossed and i
 
 
 @eqx.filter_jit
-def _evaluate(function: Callable[[Point], Array], points: np.ndarray | Array) -> Array:
+def evaluate_at(function: Callable[[Point], Any], points: np.ndarray | Array) -> Any:
+    """A function of one point at points (n, d), in blocks that bound the memory."""
     points = jnp.asarray(points)
     if len(points) <= _CHUNK:
         return jax.vmap(function)(points)
@@ -479,7 +480,7 @@ def _cut_off(obstacle: Shape, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndar
     for cells in (300, 1200):
         axes = _grid(low, high, cells)
         nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        inside = np.asarray(_evaluate(obstacle.inside, nodes.reshape(-1, 2)))
+        inside = np.asarray(evaluate_at(obstacle.inside, nodes.reshape(-1, 2)))
         free = ~inside.reshape(nodes.shape[:-1])
         if not free.any():
             return none

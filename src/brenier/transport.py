@@ -128,10 +128,7 @@ class CharacteristicTransport(Transport):
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
         t = check_time(t)
-        return _in_chunks(
-            lambda x: self.frame.displace(1.0, x, self._inner(t, x)) - x,
-            checked_points(x, self.dim),
-        )
+        return framed_velocity(self._slice(t), self.frame, self.cost, t, x)
 
     def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
         times = [check_time(t) for t in np.atleast_1d(times)]
@@ -142,18 +139,37 @@ class CharacteristicTransport(Transport):
 
     def _move(self, t: float, x: ArrayLike, elapsed: float) -> ArrayLike:
         def move(x: ArrayLike) -> ArrayLike:
-            return self.frame.displace(elapsed, x, elapsed * self._inner(t, x))
+            v = _inner_velocities(self._slice(t), self.frame, self.cost, t, x)
+            return self.frame.displace(elapsed, x, elapsed * v)
 
         return _in_chunks(move, checked_points(x, self.dim))
 
-    def _inner(self, t: float, x: ArrayLike) -> ArrayLike:
-        """The velocity in the frame's coordinates at points in the user's."""
-        z, network = self.frame.encode(t, x), self.network
-        if isinstance(network, HopfLaxPotential) and t in (0.0, 1.0):
-            network = OneEnd(network, t == 1.0)
-        if isinstance(x, np.ndarray):
-            return _padded_velocities(network, self.cost, t, np.asarray(z))
-        return _velocities(network, self.cost, jnp.asarray(t, z.dtype), z)
+    def _slice(self, t: float) -> Potential:
+        """The potential for use at time `t`: its end alone where that is enough."""
+        if isinstance(self.network, HopfLaxPotential) and t in (0.0, 1.0):
+            return OneEnd(self.network, t == 1.0)
+        return self.network
+
+
+def framed_velocity(
+    network: Potential, frame: Frame, cost: Cost, t: float, x: ArrayLike
+) -> ArrayLike:
+    """`∇H(∇u(t, x))` at points (n, d) in the user's coordinates, from the potential in the frame's."""
+
+    def velocities(x: ArrayLike) -> ArrayLike:
+        return frame.displace(1.0, x, _inner_velocities(network, frame, cost, t, x)) - x
+
+    return _in_chunks(velocities, checked_points(x, frame.dim))
+
+
+def _inner_velocities(
+    network: Potential, frame: Frame, cost: Cost, t: float, x: ArrayLike
+) -> ArrayLike:
+    """The velocity in the frame's coordinates at points in the user's."""
+    z = frame.encode(t, x)
+    if isinstance(x, np.ndarray):
+        return _padded_velocities(network, cost, t, np.asarray(z))
+    return _velocities(network, cost, jnp.asarray(t, z.dtype), z)
 
 
 def checked_points(x: ArrayLike, dim: int) -> ArrayLike:

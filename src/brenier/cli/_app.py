@@ -237,15 +237,10 @@ def fit(
         )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
-    facts: dict[str, Any] = {"noise": noise} if noise else {}
     if walls is not None:
-        facts["state_cost"] = {
-            "file": str(state_cost),
-            "extent": walls.shape.extent,
-            "height": walls.height,
-        }
-    if facts:
-        solution = dataclasses.replace(solution, info=Metadata(solution.info | facts))
+        facts = {"file": str(state_cost), "extent": walls.shape.extent, "height": walls.height}
+        info = Metadata(solution.info | {"state_cost": facts})
+        solution = dataclasses.replace(solution, info=info)
     brenier.save(out, solution)
     _report(
         {

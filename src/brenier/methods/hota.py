@@ -435,7 +435,7 @@ class HOTA(Method[HOTAState]):
         key: Key,
     ) -> jax.Array:
         u = with_base(state.base, network)
-        average = with_base(state.base, state.target if self.target_decay else state.network)
+        average = with_base(state.base, state.target)
         cost, noise = problem.cost, problem.noise
 
         def both(t: jax.Array, z: jax.Array, price: jax.Array, key: Key) -> jax.Array:
