@@ -75,7 +75,11 @@ def flow_map(request, exact_map, tmp_path_factory):
     solution = brenier.load(exact_map)
     straight = solution.transport
     flow = brenier.FlowTransport(
-        straight.network, straight.frame, straight.cost, noise=request.param
+        straight.network,
+        straight.frame,
+        straight.cost,
+        noise=request.param,
+        steps=30 if request.param else 0,
     )
     scores = {k: v for k, v in solution.scores.items() if flow.invertible or "backward" not in k}
     path = tmp_path_factory.mktemp("maps") / "flow.brenier"
@@ -615,7 +619,10 @@ FOLLOW = ("trajectories", "MAP", "x.npy", "--out", "p.npz")
             "straight lines; add --method hota or leave --state-cost out.",
         ),
         ((*FIT, "--method", "hjpinn", "--noise", "0.1"), "hota with --noise, found hjpinn"),
-        ((*HOTA, "--gaussian-start"), "--gaussian-start with --method ncf or hjpinn, found hota"),
+        (
+            (*HOTA, "--gaussian-start"),
+            "--gaussian-start with --method ncf, hjpinn or diotm, found hota",
+        ),
         ((*HOTA, *WALLS), "Expected --extent X_MIN X_MAX Y_MIN Y_MAX with --state-cost"),
         ((*HOTA, *EXTENT), "Expected --state-cost with --extent, found none"),
         ((*FIT, "--wall-height", 3), "Expected --state-cost with --wall-height, found none"),

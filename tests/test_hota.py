@@ -135,11 +135,12 @@ class TestFlow:
         np.testing.assert_allclose(noisy.forward(X), whole, atol=1e-12)
 
     def test_noise_has_its_size_and_no_inverse(self):
-        rest = FlowTransport(lambda t, x: 0.0 * x[0], Frame.identity(2), Quadratic(), noise=0.3)
-        moves = rest.forward(np.zeros((4000, 2)))
-        np.testing.assert_allclose(moves.std(0), 0.3, rtol=0.05)
-        np.testing.assert_array_equal(moves, rest.forward(np.zeros((4000, 2))))
-        assert abs(np.corrcoef(moves[1:, 0], moves[:-1, 0])[0, 1]) < 0.06
+        zero = lambda t, x: 0.0 * x[0]  # noqa: E731
+        rest = FlowTransport(zero, Frame.identity(2), Quadratic(), noise=0.3, steps=60)
+        moves = rest.forward(np.zeros((1000, 2)))
+        np.testing.assert_allclose(moves.std(0), 0.3, rtol=0.08)  # 3.6 standard errors
+        np.testing.assert_array_equal(moves, rest.forward(np.zeros((1000, 2))))
+        assert abs(np.corrcoef(moves[1:, 0], moves[:-1, 0])[0, 1]) < 0.12
         with pytest.raises(UnsupportedProblemError, match="no single origin"):
             rest.inverse(X)
 

@@ -15,10 +15,18 @@ from brenier.files import read_container, write_container
 from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.networks import ACTIVATIONS, MLP, DenseQuadratic, FiLM, ResNet, SumPotential
+from brenier.networks import (
+    ACTIVATIONS,
+    MLP,
+    DenseQuadratic,
+    FiLM,
+    ResidualMap,
+    ResNet,
+    SumPotential,
+)
 from brenier.serialization import CLASSES, load, save
 from brenier.solution import Metadata, Solution
-from brenier.transport import CharacteristicTransport
+from brenier.transport import CharacteristicTransport, MapTransport
 
 KEY = jax.random.key(0)
 
@@ -65,6 +73,12 @@ def flow(dim=2):
     return make(network, transport=FlowTransport(network, Frame.identity(dim), Quadratic(), 0.3, 7))
 
 
+def maps():
+    network, own = NETWORKS["mlp"](2), ResidualMap(2, (3,), key=KEY)
+    transport = MapTransport(network, Frame.identity(2), Quadratic(), own, own)
+    return make(network, transport=transport)
+
+
 def small():
     return make(MLP(2, (3,), key=KEY))
 
@@ -103,12 +117,13 @@ class TestRoundTrip:
         expected = solution.transport.forward(points)
         assert loaded.transport.forward(points).tobytes() == expected.tobytes()
 
-    def test_flow(self, tmp_path):
-        save(tmp_path / "a", flow())
+    @pytest.mark.parametrize("build", [flow, maps])
+    def test_other_transports(self, tmp_path, build):
+        save(tmp_path / "a", build())
         loaded = load(tmp_path / "a")
-        assert_same_bits(loaded, flow())
+        assert_same_bits(loaded, build())
         points = np.random.default_rng(3).normal(size=(5, 2))
-        expected = flow().transport.forward(points)
+        expected = build().transport.forward(points)
         assert loaded.transport.forward(points).tobytes() == expected.tobytes()
 
     def test_covers_every_class(self):
@@ -121,7 +136,9 @@ class TestRoundTrip:
                     found |= classes(getattr(tree, field.name))
             return found
 
-        seen = classes(flow()).union(*(classes(make(build(2))) for build in NETWORKS.values()))
+        seen = (classes(flow()) | classes(maps())).union(
+            *(classes(make(build(2))) for build in NETWORKS.values())
+        )
         assert set(CLASSES.values()) <= seen
 
     @pytest.mark.parametrize("activation", ACTIVATIONS)

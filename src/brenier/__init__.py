@@ -17,11 +17,13 @@ from brenier.errors import FileFormatError as FileFormatError
 from brenier.errors import InputError as InputError
 from brenier.errors import OutputError as OutputError
 from brenier.errors import UnsupportedProblemError as UnsupportedProblemError
+from brenier.estimators import DIOTMTransport as DIOTMTransport
 from brenier.estimators import HOTATransport as HOTATransport
 from brenier.estimators import NCFTransport as NCFTransport
 from brenier.fit import fit as fit
 from brenier.flow import FlowTransport as FlowTransport
 from brenier.gaussian import GaussianPotential as GaussianPotential
+from brenier.methods import DIOTM as DIOTM
 from brenier.methods import HJPINN as HJPINN
 from brenier.methods import HOTA as HOTA
 from brenier.methods import NCF as NCF
@@ -30,6 +32,7 @@ from brenier.serialization import load as load
 from brenier.serialization import save as save
 from brenier.solution import Solution as Solution
 from brenier.transport import CharacteristicTransport as CharacteristicTransport
+from brenier.transport import MapTransport as MapTransport
 from brenier.transport import Transport as Transport
 
 __version__ = importlib.metadata.version("brenier")

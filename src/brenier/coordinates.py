@@ -164,6 +164,10 @@ class PairCoordinates(eqx.Module):
         """The source points (n, d) or (d,) of `x'`."""
         return self.scale**2 * (z @ self.inverse_root)
 
+    def decode_target(self, z: Any) -> Any:
+        """The target points (n, d) or (d,) of `y'`."""
+        return self.scale**2 * (z @ self.root)
+
     def start_slice(self, inner: Potential, x: Point) -> Scalar:
         """`u(0, x)` from the slice at t = 0 of a potential in pair coordinates.
 

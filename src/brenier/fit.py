@@ -46,6 +46,7 @@ _DUAL_PATIENCE = 6  # the same for the held-out dual, whose changes are told fro
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
 _PROBED = 1000  # points a side at which a state cost is tried
+_MOST_PROGRAMS = 32  # compiled programs that are kept for later fits
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
 
 # Purposes of the key streams; changing one changes every result.
@@ -209,38 +210,12 @@ class _Run:
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
         self.progress = _Progress(last_step=self.planned)
-        self.snapshot = jax.jit(self._extract)
+        self.recipe = _Recipe(method, self.inner)
+        self.snapshot = partial(_extract, self.recipe)
         self.kept = self.snapshot(self.state)
-        self.advance: Any = None
         self.earlier = 0.0  # seconds spent before a resume
 
     # -- one chunk -----------------------------------------------------------------------------------------------
-
-    def _extract(self, state: Any) -> Transport:
-        return self.method.extract(self.inner, state, Frame.identity(self.problem.dim))
-
-    def _steps(
-        self,
-        state: Any,
-        xs: jax.Array,
-        ys: jax.Array,
-        keys: jax.Array,
-        n: Any,
-        start: Any,
-        slope: Any,
-    ) -> tuple[Any, dict[str, jax.Array]]:
-        def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            state, sums = carry
-            position = start + slope * i.astype(start.dtype)
-            state, metrics = self.method.step(self.inner, state, (xs[i], ys[i]), keys[i], position)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        first = jax.eval_shape(
-            partial(self.method.step, self.inner), state, (xs[0], ys[0]), keys[0], start
-        )[1]
-        zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), first)
-        state, sums = jax.lax.fori_loop(0, n, body, (state, zeros))
-        return state, jax.tree.map(lambda s: s / n, sums)
 
     def _chunk(self) -> dict[str, float]:
         p = self.progress
@@ -259,12 +234,11 @@ class _Run:
             jnp.asarray(p.position, self.dtype),
             jnp.asarray(p.slope, self.dtype),
         )
-        if self.advance is None:
-            start = time.perf_counter()
-            self.advance = jax.jit(self._steps, donate_argnums=0).lower(*arguments).compile()
-            p.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        self.state, metrics = self.advance(*arguments)
+        advance = _program(self.recipe, arguments)
+        p.compile_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        self.state, metrics = advance(*arguments)
         metrics = {name: float(value) for name, value in metrics.items()}
         p.run_seconds += time.perf_counter() - start
         p.step, p.chunk = p.step + n, p.chunk + 1
@@ -498,6 +472,78 @@ class _Run:
         )
         self.progress = _Progress(**header["progress"])
         self.earlier = self.progress.elapsed
+
+
+class _Recipe:
+    """What compiled programs depend on besides their arguments; those of equal recipes are shared.
+
+    Equal are those of equal methods for problems of the same kind. A state cost, or a method with a
+    network or a cost that holds arrays, has a recipe of its own.
+    """
+
+    def __init__(self, method: Method[Any], problem: TransportProblem):
+        self.method = method
+        self.problem = problem.without_samples()
+        self._key: Any = (method, problem.dim, problem.dtype, problem.noise, problem.cost)
+        try:
+            shared = problem.state_cost is None and bool(hash(self._key) or True)
+        except TypeError:
+            shared = False
+        if not shared:
+            self._key = object()
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Recipe) and self._key == other._key
+
+
+@partial(jax.jit, static_argnums=0)
+def _extract(recipe: _Recipe, state: Any) -> Transport:
+    identity = Frame.identity(recipe.problem.dim)
+    return recipe.method.extract(recipe.problem, state, identity)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _advance(
+    recipe: _Recipe,
+    state: Any,
+    xs: jax.Array,
+    ys: jax.Array,
+    keys: jax.Array,
+    n: Any,
+    start: Any,
+    slope: Any,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`n` steps, and the means of their metrics."""
+    step = partial(recipe.method.step, recipe.problem)
+
+    def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        state, sums = carry
+        position = start + slope * i.astype(start.dtype)
+        state, metrics = step(state, (xs[i], ys[i]), keys[i], position)
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    first = jax.eval_shape(step, state, (xs[0], ys[0]), keys[0], start)[1]
+    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), first)
+    state, sums = jax.lax.fori_loop(0, n, body, (state, zeros))
+    return state, jax.tree.map(lambda s: s / n, sums)
+
+
+_programs: dict[Any, Any] = {}
+
+
+def _program(recipe: _Recipe, arguments: tuple[Any, ...]) -> Any:
+    """`_advance`, compiled for these arguments; a program of an earlier fit where one serves."""
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    key = (recipe, structure, shapes, jax.config.read("jax_enable_x64"))
+    if key not in _programs:
+        if len(_programs) >= _MOST_PROGRAMS:
+            del _programs[next(iter(_programs))]
+        _programs[key] = _advance.lower(recipe, *arguments).compile()
+    return _programs[key]
 
 
 def _surroundings(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -80,3 +82,10 @@ class TransportProblem:
             "noise": self.noise,
         }
         return TransportProblem(**(arguments | changes))
+
+    def without_samples(self) -> TransportProblem:
+        """The kind of problem alone: a copy for compiled code, which must not hold on to data."""
+        bare = copy.copy(self)
+        bare.source = SimpleNamespace(dim=self.dim, dtype=self.source.dtype)  # type: ignore[assignment]
+        bare.target = SimpleNamespace(dim=self.dim, dtype=self.target.dtype)  # type: ignore[assignment]
+        return bare

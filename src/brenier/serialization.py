@@ -29,9 +29,9 @@ from brenier.files import PathLike, read_container, write_container
 from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.networks import MLP, DenseQuadratic, FiLM, ResNet, SumPotential
+from brenier.networks import MLP, DenseQuadratic, FiLM, ResidualMap, ResNet, SumPotential
 from brenier.solution import STATUS, Metadata, Solution
-from brenier.transport import CharacteristicTransport, Transport
+from brenier.transport import CharacteristicTransport, MapTransport, Transport
 
 CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -45,9 +45,11 @@ CLASSES: dict[str, type] = {
         GaussianPotential,
         HopfLaxPotential,
         MLP,
+        MapTransport,
         PairCoordinates,
         Quadratic,
         ResNet,
+        ResidualMap,
         Solution,
         SumPotential,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brenier.coordinates import Frame, FramedPotential
+from brenier.coordinates import Frame, FramedPotential, PairCoordinates
 from brenier.costs import Cost
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
 from brenier.hopf_lax import HopfLaxPotential, OneEnd
 from brenier.samplers import check_points
-from brenier.typing import ArrayLike, Potential
+from brenier.typing import ArrayLike, Point, Potential
 
 CHUNK = 16_384
 """Points evaluated at once: bounds the memory of every call, large enough to keep two cores busy."""
@@ -79,10 +80,8 @@ class Transport(eqx.Module):
         """Source points (n, d) at each of `times`, shape (len(times), n, d)."""
 
 
-class CharacteristicTransport(Transport):
-    """Maps in closed form from one potential: characteristics are straight lines.
-
-    `T(x) = x + ∇H(∇u(0, x))`, `S(y) = y - ∇H(∇u(1, y))` (NCF, section 3). No ODE is solved.
+class StraightTransport(Transport):
+    """Points that move along straight lines at constant speed, as without obstacles and noise all do.
 
     Attributes:
         network: the potential `w(t, z)` in the frame's coordinates.
@@ -102,6 +101,10 @@ class CharacteristicTransport(Transport):
     def potential(self) -> FramedPotential:
         return FramedPotential(self.network, self.frame)
 
+    @abc.abstractmethod
+    def _line(self, t: float, x: ArrayLike) -> ArrayLike:
+        """Velocities, in the frame's coordinates, of the lines through points (n, d) in the user's, at time 0 or 1."""
+
     def forward(self, x: ArrayLike) -> ArrayLike:
         return self._move(0.0, x, 1.0)
 
@@ -114,6 +117,29 @@ class CharacteristicTransport(Transport):
     def interpolate_back(self, y: ArrayLike, t: float) -> ArrayLike:
         """Where target points (n, d) were at time `t`: `y - (1 - t) ∇H(∇u(1, y))`."""
         return self._move(1.0, y, check_time(t) - 1.0)
+
+    def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
+        return framed_velocity(self.network, self.frame, self.cost, check_time(t), x)
+
+    def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
+        times = [check_time(t) for t in np.atleast_1d(times)]
+        x = checked_points(x, self.dim)
+        end = self._move(0.0, x, 1.0)
+        stack = np.stack if isinstance(x, np.ndarray) else jnp.stack
+        return stack([x + t * (end - x) for t in times])
+
+    def _move(self, t: float, x: ArrayLike, elapsed: float) -> ArrayLike:
+        def move(x: ArrayLike) -> ArrayLike:
+            return self.frame.displace(elapsed, x, elapsed * self._line(t, x))
+
+        return _in_chunks(move, checked_points(x, self.dim))
+
+
+class CharacteristicTransport(StraightTransport):
+    """Maps in closed form from one potential: `T(x) = x + ∇H(∇u(0, x))`, `S(y) = y - ∇H(∇u(1, y))`.
+
+    No ODE is solved (NCF, section 3).
+    """
 
     def dual_terms(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         if not isinstance(self.network, HopfLaxPotential):
@@ -130,25 +156,35 @@ class CharacteristicTransport(Transport):
         t = check_time(t)
         return framed_velocity(self._slice(t), self.frame, self.cost, t, x)
 
-    def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
-        times = [check_time(t) for t in np.atleast_1d(times)]
-        x = checked_points(x, self.dim)
-        end = self._move(0.0, x, 1.0)
-        stack = np.stack if isinstance(x, np.ndarray) else jnp.stack
-        return stack([x + t * (end - x) for t in times])
-
-    def _move(self, t: float, x: ArrayLike, elapsed: float) -> ArrayLike:
-        def move(x: ArrayLike) -> ArrayLike:
-            v = _inner_velocities(self._slice(t), self.frame, self.cost, t, x)
-            return self.frame.displace(elapsed, x, elapsed * v)
-
-        return _in_chunks(move, checked_points(x, self.dim))
+    def _line(self, t: float, x: ArrayLike) -> ArrayLike:
+        return _inner_velocities(self._slice(t), self.frame, self.cost, t, x)
 
     def _slice(self, t: float) -> Potential:
         """The potential for use at time `t`: its end alone where that is enough."""
         if isinstance(self.network, HopfLaxPotential) and t in (0.0, 1.0):
             return OneEnd(self.network, t == 1.0)
         return self.network
+
+
+class MapTransport(StraightTransport):
+    """Both maps as networks of their own, beside the potential: one pass each.
+
+    Attributes:
+        forward_map, backward_map: of one point (d,), in pair coordinates where there are some.
+        coordinates: the pair coordinates of the maps, or `None`.
+    """
+
+    forward_map: Callable[[Point], Point]
+    backward_map: Callable[[Point], Point]
+    coordinates: PairCoordinates | None = None
+
+    def _line(self, t: float, x: ArrayLike) -> ArrayLike:
+        z = self.frame.encode(t, x)
+        sign = 1.0 if t == 0.0 else -1.0
+        own = self.forward_map if t == 0.0 else self.backward_map
+        if isinstance(x, np.ndarray):
+            return sign * _padded(lambda z: _moves(own, self.coordinates, t, z), own, np.asarray(z))
+        return sign * _moves(own, self.coordinates, t, z)
 
 
 def framed_velocity(
@@ -168,7 +204,9 @@ def _inner_velocities(
     """The velocity in the frame's coordinates at points in the user's."""
     z = frame.encode(t, x)
     if isinstance(x, np.ndarray):
-        return _padded_velocities(network, cost, t, np.asarray(z))
+        return _padded(
+            lambda z: _velocities(network, cost, jnp.asarray(t, z.dtype), z), network, np.asarray(z)
+        )
     return _velocities(network, cost, jnp.asarray(t, z.dtype), z)
 
 
@@ -212,12 +250,23 @@ def _velocities(network: Potential, cost: Cost, t: jax.Array, z: jax.Array) -> j
         return jax.vmap(lambda z: velocity(network, cost, t, z))(z)
 
 
-def _padded_velocities(network: Potential, cost: Cost, t: float, z: np.ndarray) -> np.ndarray:
-    """Rows padded to a power of two, so that few shapes are ever compiled."""
+@partial(jax.jit, static_argnums=2)
+def _moves(
+    own: Callable[[Point], Point], pair: PairCoordinates | None, t: float, z: jax.Array
+) -> jax.Array:
+    """How far a map moves points (n, d) of its own side, time 0 or 1."""
+    with jax.default_matmul_precision("highest"):
+        if pair is None:
+            return jax.vmap(own)(z) - z
+        if t == 0.0:
+            return pair.decode_target(jax.vmap(own)(pair.encode_source(z))) - z
+        return pair.decode_source(jax.vmap(own)(pair.encode_target(z))) - z
+
+
+def _padded(evaluate: Callable[[jax.Array], jax.Array], network: Any, z: np.ndarray) -> np.ndarray:
+    """Rows padded to a power of two, so that few shapes are ever compiled, in the network's precision."""
     dtype = next(leaf.dtype for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf))
     rows = max(16, 1 << (len(z) - 1).bit_length())
     padded = np.zeros((rows, z.shape[1]), dtype)
     padded[: len(z)] = z
-    return np.asarray(_velocities(network, cost, jnp.asarray(t, dtype), jnp.asarray(padded)))[
-        : len(z)
-    ]
+    return np.asarray(evaluate(jnp.asarray(padded)))[: len(z)]

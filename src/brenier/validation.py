@@ -48,8 +48,6 @@ class HeldOut:
             "band_forward": self._band(problem.target, y, len(x), len(y), key),
             "band_backward": self._band(problem.source, x, len(y), len(x), key),
         }
-        self._compiled = jax.jit(_scores)
-        self._compiled_terms = jax.jit(lambda transport, x, y: transport.dual_terms(x, y))
 
     @staticmethod
     def _band(sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> float:
@@ -62,7 +60,7 @@ class HeldOut:
         `ratio` is the larger of both energy distances in units of its band: at most 1 for a match. Of a map without
         an inverse there is the way forward alone.
         """
-        raw = {k: float(v) for k, v in self._compiled(transport, self.x, self.y).items()}
+        raw = {k: float(v) for k, v in _scores(transport, self.x, self.y).items()}
         ways = [way for way in WAYS if f"energy_{way}" in raw]
         ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in ways]
         scaled = {k: self.scale * v for k, v in raw.items() if k.startswith("energy")}
@@ -72,7 +70,7 @@ class HeldOut:
 
     def dual_terms(self, transport: Transport) -> list[np.ndarray]:
         """The terms of the dual value on the held-out points, one array per side; empty without a dual."""
-        terms = self._compiled_terms(transport, self.x, self.y)
+        terms = _dual_terms(transport, self.x, self.y)
         return [] if terms is None else [np.asarray(t, np.float64) for t in terms]
 
     def linear_scores(self) -> dict[str, float]:
@@ -82,10 +80,9 @@ class HeldOut:
         )
         images = jnp.asarray(linear.forward(np.asarray(self.x)), self.x.dtype)
         preimages = jnp.asarray(linear.inverse(np.asarray(self.y)), self.y.dtype)
-        distance = jax.jit(energy_distance)
         return {
-            "linear_forward": self.scale * float(distance(images, self.y)),
-            "linear_backward": self.scale * float(distance(preimages, self.x)),
+            "linear_forward": self.scale * float(_energy(images, self.y)),
+            "linear_backward": self.scale * float(_energy(preimages, self.x)),
         }
 
 
@@ -96,10 +93,9 @@ def dual_cost(transport: Transport, problem: TransportProblem, scale: float) -> 
     """
     pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
-    compute = jax.jit(lambda transport, x, y: transport.dual_terms(x, y))
     parts: list[Any] = []
     for start in range(0, min(len(pool) for pool in pools) - n + 1, n):
-        terms = compute(transport, *(jnp.asarray(pool[start : start + n]) for pool in pools))
+        terms = _dual_terms(transport, *(jnp.asarray(pool[start : start + n]) for pool in pools))
         if terms is None:
             return {}
         parts.append([np.asarray(t, np.float64) for t in terms])
@@ -142,6 +138,15 @@ def verdict(scores: dict[str, Any]) -> str:
     return words
 
 
+_energy = jax.jit(energy_distance)
+
+
+@jax.jit
+def _dual_terms(transport: Transport, x: jax.Array, y: jax.Array) -> Any:
+    return transport.dual_terms(x, y)
+
+
+@jax.jit
 def _scores(transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     images = transport.forward(x)
     forward = {"energy_forward": energy_distance(images, y)}

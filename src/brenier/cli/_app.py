@@ -37,6 +37,7 @@ class Method(enum.StrEnum):
     ncf = "ncf"
     hjpinn = "hjpinn"
     hota = "hota"
+    diotm = "diotm"
 
 
 class Preset(enum.StrEnum):
@@ -218,8 +219,12 @@ def fit(
     if method is Method.hota:
         recipe = brenier.HOTA(preset=preset.value)
     else:
-        family = brenier.NCF if method is Method.ncf else brenier.HJPINN
-        recipe = family(preset=preset.value, gaussian_start=gaussian_start)
+        families = {
+            Method.ncf: brenier.NCF,
+            Method.hjpinn: brenier.HJPINN,
+            Method.diotm: brenier.DIOTM,
+        }
+        recipe = families[method](preset=preset.value, gaussian_start=gaussian_start)
     title = (
         f"{method.value}, dimension {problem.dim}, "
         f"{problem.source.size} and {problem.target.size} points"

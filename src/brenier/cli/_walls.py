@@ -94,7 +94,7 @@ def check_options(
     if method == "hota":
         if gaussian_start:
             raise InputError(
-                "Expected --gaussian-start with --method ncf or hjpinn, found hota, which does not "
+                "Expected --gaussian-start with --method ncf, hjpinn or diotm, found hota, which does not "
                 "start from a linear map; leave it out."
             )
         return

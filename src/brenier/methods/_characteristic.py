@@ -18,17 +18,25 @@ from jaxtyping import Array, Float, Int
 from brenier.coordinates import Frame
 from brenier.costs import Cost
 from brenier.discrepancies import Statistic, energy_distance
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.errors import UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import backward_map, forward_map
-from brenier.methods._base import Method
-from brenier.networks import MLP, DenseQuadratic, ResNet, SumPotential, with_zero_head
+from brenier.methods._base import (
+    FROM_PRESET,
+    Expected,
+    PresetMethod,
+    Schedule,
+    averaged,
+    cast,
+    decay,
+    with_base,
+)
+from brenier.networks import MLP, DenseQuadratic, ResNet, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
 from brenier.transport import CharacteristicTransport
 from brenier.typing import Key, Points, Potential
 
-Preset = Literal["default", "published"]
 Collocation = Literal["path", "box", "mix"]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -68,7 +76,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What one argument switches. Entries of "published" that the paper leaves open are listed in docs/methods.md."""
 
 _FINAL_RATE = 0.003
-FROM_PRESET: Any = None
 _NETWORKS = {"dense_quadratic": DenseQuadratic, "mlp": MLP, "resnet": ResNet}
 
 
@@ -84,55 +91,30 @@ class CharacteristicState(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CharacteristicMethod(Method[CharacteristicState]):
+class CharacteristicMethod(PresetMethod[CharacteristicState]):
     """One potential, both energy distances and a Hamilton–Jacobi residual; see `NCF`."""
 
-    preset: Preset = "default"
+    presets = PRESETS
+
     network: str | eqx.Module = FROM_PRESET
     widths: Sequence[int] | None = FROM_PRESET
     activation: str = FROM_PRESET
     optimizer: str | optax.GradientTransformation = FROM_PRESET
     learning_rate: float = FROM_PRESET
-    schedule: Literal["cosine", "linear", "constant"] = FROM_PRESET
+    schedule: Schedule = FROM_PRESET
     averaging: float = FROM_PRESET
-    batch_size: int = FROM_PRESET
     collocation: Collocation = FROM_PRESET
     collocation_size: int = FROM_PRESET
-    scale_inputs: bool = FROM_PRESET
-    steps: int = FROM_PRESET
     hj_weight: float = FROM_PRESET
     matching_weight: float = 1.0
     statistic: Statistic = "U"
     gaussian_start: bool = False
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise InputError(
-                f"Expected preset to be one of {', '.join(PRESETS)}, found {self.preset!r}."
-            )
-        preset = PRESETS[self.preset]
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) is None and field.name in preset:
-                object.__setattr__(self, field.name, preset[field.name])
-        _check_options(self)
 
     @abc.abstractmethod
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
     ) -> Float[Array, "n"]:
         """How far `u` is from solving the Hamilton–Jacobi equation at each collocation point."""
-
-    @property
-    def planned_steps(self) -> int:
-        return self.steps
-
-    @property
-    def batch(self) -> int:
-        return self.batch_size
-
-    @property
-    def scaled(self) -> bool:
-        return bool(self.scale_inputs)
 
     @property
     def stratified(self) -> bool:
@@ -191,13 +173,13 @@ class CharacteristicMethod(Method[CharacteristicState]):
         """One optimiser step down the gradient of `loss`, and the running average."""
         grads, metrics = jax.grad(loss, has_aux=True)(state.network)
         updates, optimizer = self._optimizer().update(grads, state.optimizer, state.network)
-        rate = self._rate(progress)
+        rate = decay(self.schedule, progress, _FINAL_RATE)
         network = jax.tree.map(
             lambda p, g: p + rate.astype(p.dtype) * g.astype(p.dtype), state.network, updates
         )
-        averaged = _average(state.averaged, network, state.step, self.averaging)
+        averages = averaged(state.averaged, network, state.step, self.averaging)
         return CharacteristicState(
-            network, averaged, state.base, optimizer, state.box, state.step + 1
+            network, averages, state.base, optimizer, state.box, state.step + 1
         ), metrics
 
     def extract(
@@ -205,15 +187,21 @@ class CharacteristicMethod(Method[CharacteristicState]):
     ) -> CharacteristicTransport:
         return CharacteristicTransport(with_base(state.base, state.averaged), frame, problem.cost)
 
-    def describe(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {
-            name: value
-            if isinstance(value, str | int | float | bool | tuple | list | None)
-            else type(value).__name__
-            for name, value in fields.items()
-        }
-        return {"name": type(self).__name__, **plain}
+    def _check_options(self, expected: Expected) -> None:
+        expected.whole("steps", "batch_size", "collocation_size", least=2)
+        expected.number("hj_weight", "matching_weight", test=lambda v: v >= 0.0, what=">= 0")
+        expected.learning_rate("learning_rate")
+        expected.number("averaging", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)")
+        expected.one_of("collocation", ("path", "box", "mix"))
+        expected.one_of("schedule", ("cosine", "linear", "constant"))
+        expected.one_of("statistic", ("U", "V"))
+        expected.network("network", tuple(_NETWORKS))
+        expected.that(
+            isinstance(self.optimizer, optax.GradientTransformation)
+            or self.optimizer in ("adam", "muon"),
+            "optimizer",
+            "adam, muon or an optax.GradientTransformation",
+        )
 
     def _loss(
         self,
@@ -256,13 +244,6 @@ class CharacteristicMethod(Method[CharacteristicState]):
             parts.append(box_points(box, box_key, n - on_paths))
         t, z = (jnp.concatenate(columns) for columns in zip(*parts, strict=True))
         return t, z
-
-    def _rate(self, progress: jax.Array) -> jax.Array:
-        if self.schedule == "constant":
-            return jnp.ones_like(progress)
-        if self.schedule == "linear":
-            return _FINAL_RATE + (1.0 - _FINAL_RATE) * (1.0 - progress)
-        return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     def default_widths(self, dim: int) -> tuple[int, ...]:
         """Of our dense quadratic network, by dimension, as measured."""
@@ -336,60 +317,3 @@ def box_points(
     t = jax.random.uniform(time_key, (k,), box.dtype)
     unit = jax.random.uniform(place_key, (k, box.shape[1]), box.dtype)
     return t, box[0][None] + unit * (box[1] - box[0])[None]
-
-
-def _average(averaged: Potential, network: Potential, step: jax.Array, decay: float) -> Potential:
-    # The window grows with the step, so the average forgets the initial weights.
-    k = step.astype(jnp.float32)
-    rate = 1.0 - jnp.minimum(decay, (1.0 + k) / (10.0 + k)) if decay else jnp.ones(())
-    return jax.tree.map(lambda a, p: a + rate.astype(a.dtype) * (p - a), averaged, network)
-
-
-def with_base(base: GaussianPotential | None, network: Potential) -> Potential:
-    return network if base is None else SumPotential(base, network)
-
-
-def cast(module: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), module)
-
-
-def _check_options(method: CharacteristicMethod) -> None:
-    def expect(ok: Any, name: str, what: str) -> None:
-        if not ok:
-            raise InputError(f"Expected {name} to be {what}, found {getattr(method, name)!r}.")
-
-    for name in ("steps", "batch_size", "collocation_size"):
-        value = getattr(method, name)
-        expect(
-            isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 2,
-            name,
-            "a whole number >= 2",
-        )
-    for name in ("hj_weight", "matching_weight"):
-        expect(is_number(getattr(method, name)) and getattr(method, name) >= 0.0, name, ">= 0")
-    expect(
-        is_number(method.learning_rate) and 0.0 < method.learning_rate < 10.0,
-        "learning_rate",
-        "between 0 and 10",
-    )
-    expect(is_number(method.averaging) and 0.0 <= method.averaging < 1.0, "averaging", "in [0, 1)")
-    expect(getattr(method, "anchor", "both") in ("start", "both"), "anchor", "start or both")
-    expect(method.collocation in ("path", "box", "mix"), "collocation", "path, box or mix")
-    schedules = ("cosine", "linear", "constant")
-    expect(method.schedule in schedules, "schedule", "cosine, linear or constant")
-    expect(method.statistic in ("U", "V"), "statistic", "'U' or 'V'")
-    expect(
-        isinstance(method.network, eqx.Module) or method.network in _NETWORKS,
-        "network",
-        f"an equinox module u(t, x) or one of {', '.join(_NETWORKS)}",
-    )
-    expect(
-        isinstance(method.optimizer, optax.GradientTransformation)
-        or method.optimizer in ("adam", "muon"),
-        "optimizer",
-        "adam, muon or an optax.GradientTransformation",
-    )
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -14,12 +14,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
-from brenier.errors import InputError
 from brenier.flow import FlowTransport, simulate, velocities
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, turning
-from brenier.methods._base import Method
-from brenier.methods._characteristic import FROM_PRESET, Preset, cast, is_number, with_base
+from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, cast, decay, with_base
 from brenier.networks import MLP, FiLM, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -108,7 +106,7 @@ class HOTAState(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HOTA(Method[HOTAState]):
+class HOTA(PresetMethod[HOTAState]):
     """Transport at least `E ∫ L(v) + U(x) dt` around obstacles `U`, with noise, from one potential `u(t, x)`.
 
     Particles follow `dx = ∇H(∇u) dt + σ dW`. Two losses teach `u`, each on the particles' own paths:
@@ -160,14 +158,14 @@ class HOTA(Method[HOTAState]):
         1024
     """
 
-    preset: Preset = "default"
+    presets = PRESETS
+
     network: str | eqx.Module = FROM_PRESET
     widths: Sequence[int] = FROM_PRESET
     activation: str = FROM_PRESET
     learning_rate: float = FROM_PRESET
     betas: tuple[float, float] = FROM_PRESET
     hold: float = FROM_PRESET
-    batch_size: int = FROM_PRESET
     control_weight: float = FROM_PRESET
     acceleration_weight: float = 0.0
     residual: Residual = FROM_PRESET
@@ -186,31 +184,7 @@ class HOTA(Method[HOTAState]):
     annealing: float = FROM_PRESET
     margin: float = FROM_PRESET
     mean_shift: bool = FROM_PRESET
-    scale_inputs: bool = FROM_PRESET
     probes: int = 4
-    steps: int = FROM_PRESET
-
-    def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise InputError(
-                f"Expected preset to be one of {', '.join(PRESETS)}, found {self.preset!r}."
-            )
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        _check_options(self)
-
-    @property
-    def planned_steps(self) -> int:
-        return self.steps
-
-    @property
-    def batch(self) -> int:
-        return self.batch_size
-
-    @property
-    def scaled(self) -> bool:
-        return bool(self.scale_inputs)
 
     @property
     def validation_interval(self) -> int:
@@ -268,10 +242,6 @@ class HOTA(Method[HOTAState]):
     def _optimizer(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate, *self.betas)
 
-    def _rate(self, progress: jax.Array) -> jax.Array:
-        decayed = jnp.clip((progress - self.hold) / (1.0 - self.hold), 0.0, 1.0)
-        return _FINAL_RATE + (1.0 - _FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * decayed))
-
     # -- one step --------------------------------------------------------------------------------------------------
 
     def step(
@@ -317,7 +287,7 @@ class HOTA(Method[HOTAState]):
         weight = self.control_weight * (scale if self.balancing else 1.0)
         gradient = jax.tree.map(lambda e, h: used * e + weight * h, end, middle)
         updates, optimizer = self._optimizer().update(gradient, state.optimizer, state.network)
-        rate = self._rate(progress)
+        rate = decay("cosine", progress, _FINAL_RATE, hold=self.hold)
         network = jax.tree.map(lambda p, g: p + (rate * g).astype(p.dtype), state.network, updates)
         target = jax.tree.map(
             lambda a, p: self.target_decay * a + (1.0 - self.target_decay) * p,
@@ -475,42 +445,19 @@ class HOTA(Method[HOTAState]):
             with_base(state.base, state.network), frame, problem.cost, problem.noise
         )
 
-    def describe(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {
-            name: value
-            if isinstance(value, str | int | float | bool | tuple | list | None)
-            else type(value).__name__
-            for name, value in fields.items()
-        }
-        return {"name": type(self).__name__, **plain}
+    def _check_options(self, expected: Expected) -> None:
+        expected.whole("steps", "batch_size", "rollout_steps", "rollout_every", "trajectories")
+        expected.whole("stored_trajectories", "buffer_size", "probes")
+        for name in ("control_weight", "acceleration_weight", "margin"):
+            expected.number(name, test=lambda v: v >= 0.0, what=">= 0")
+        for name in ("pretraining", "interpolants", "annealing"):
+            expected.number(name, test=lambda v: 0.0 <= v <= 1.0, what="in [0, 1]")
+        expected.number("hold", "target_decay", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)")
+        expected.learning_rate("learning_rate")
+        expected.one_of("residual", ("squared", "huber"))
+        expected.network("network", ("film", "mlp"))
 
 
 def _translation(m0: np.ndarray, m1: np.ndarray) -> GaussianPotential:
     dim = len(m0)
     return GaussianPotential(m0, m1, np.eye(dim), np.ones(dim))
-
-
-def _check_options(method: HOTA) -> None:
-    def expect(ok: Any, name: str, what: str) -> None:
-        if not ok:
-            raise InputError(f"Expected {name} to be {what}, found {getattr(method, name)!r}.")
-
-    def number(name: str, test: Callable[[float], bool]) -> bool:
-        value = getattr(method, name)
-        return is_number(value) and test(float(value))
-
-    whole = ("steps", "batch_size", "rollout_steps", "rollout_every", "trajectories", "probes")
-    for name in (*whole, "stored_trajectories", "buffer_size"):
-        value = getattr(method, name)
-        ok = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
-        expect(ok, name, "a whole number >= 1")
-    for name in ("control_weight", "acceleration_weight", "margin"):
-        expect(number(name, lambda v: v >= 0.0), name, ">= 0")
-    for name in ("hold", "pretraining", "interpolants", "annealing"):
-        expect(number(name, lambda v: 0.0 <= v <= 1.0), name, "in [0, 1]")
-    expect(number("target_decay", lambda v: 0.0 <= v < 1.0), "target_decay", "in [0, 1)")
-    expect(number("learning_rate", lambda v: 0.0 < v < 10.0), "learning_rate", "between 0 and 10")
-    expect(method.residual in ("squared", "huber"), "residual", "squared or huber")
-    known = isinstance(method.network, eqx.Module) or method.network in ("film", "mlp")
-    expect(known, "network", "an equinox module u(t, x), film or mlp")

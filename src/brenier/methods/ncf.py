@@ -14,12 +14,8 @@ from brenier.costs import Cost
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.hamiltonian import backward_map, implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
-from brenier.methods._characteristic import (
-    FROM_PRESET,
-    CharacteristicMethod,
-    CharacteristicState,
-    cast,
-)
+from brenier.methods._base import FROM_PRESET, Expected, cast
+from brenier.methods._characteristic import CharacteristicMethod, CharacteristicState
 from brenier.networks import with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -100,21 +96,16 @@ class NCF(CharacteristicMethod):
     foot_iterations: int = 12
 
     def __post_init__(self) -> None:
-        if self.objective is None:
-            object.__setattr__(
-                self, "objective", "energy" if self.preset == "published" else "dual"
-            )
-        if self.objective not in ("dual", "energy"):
-            raise InputError(f"Expected objective to be dual or energy, found {self.objective!r}.")
-        if self.objective == "dual":
-            for name, value in DUAL.items():
-                if getattr(self, name) is None:
-                    object.__setattr__(self, name, value)
-        elif self.pair_coordinates is None:
-            object.__setattr__(self, "pair_coordinates", False)
+        self._fill({"objective": "energy" if self.preset == "published" else "dual"})
+        self._fill(DUAL if self.objective == "dual" else {"pair_coordinates": False})
+        super().__post_init__()
+
+    def _check_options(self, expected: Expected) -> None:
+        super()._check_options(expected)
+        expected.one_of("anchor", ("start", "both"))
+        expected.one_of("objective", ("dual", "energy"))
         if self.pair_coordinates and self.objective != "dual":
             raise InputError('pair_coordinates=True needs objective="dual".')
-        super().__post_init__()
 
     def check(self, problem: TransportProblem) -> None:
         super().check(problem)
