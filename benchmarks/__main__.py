@@ -6,15 +6,35 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, color, energy, gaussian, step, tables, throughput, toys, w2
+from benchmarks import (
+    ablation,
+    color,
+    digits,
+    energy,
+    gaussian,
+    interpolation,
+    obstacles,
+    step,
+    tables,
+    throughput,
+    toys,
+    w2,
+)
 from benchmarks.harness import RESULTS, Options
 
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (gaussian, ablation, toys, w2, color, energy, step, throughput)
+    for module in (
+        *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
+        *(energy, step, throughput),
+    )
 }
 
-NEEDS_DATA = {"color": "color_transfer/pairs.csv", "w2": "w2_benchmark/"}
+NEEDS_DATA = {
+    "color": "color_transfer/pairs.csv",
+    "digits": "mnist/ and fashion_mnist/",
+    "w2": "w2_benchmark/",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
     parser.add_argument("--pairs", action="store_true", help="toys: also every toy to every other")
     parser.add_argument(
-        "--data", type=Path, help="folder that holds color_transfer/ and w2_benchmark/"
+        "--data",
+        type=Path,
+        help="folder that holds color_transfer/, mnist/, fashion_mnist/, w2_benchmark/",
     )
     parser.add_argument("--results", type=Path, help="where to write (default benchmarks/results)")
     given = parser.parse_args(arguments)

@@ -7,7 +7,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ablation, color, energy, gaussian, step, throughput, toys, w2
+from benchmarks import (
+    ablation,
+    color,
+    digits,
+    energy,
+    gaussian,
+    interpolation,
+    obstacles,
+    step,
+    throughput,
+    toys,
+    w2,
+)
 from benchmarks.harness import RESULTS, ROOT
 
 TABLES: dict[str, Callable[[Path], str | None]] = {
@@ -16,6 +28,10 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "toys": toys.table,
     "toys-pairs": toys.pairs_table,
     "color": color.table,
+    "digits": digits.table,
+    "obstacles": obstacles.table,
+    "interpolation": interpolation.table,
+    "interpolation-study": interpolation.study_table,
     "energy": energy.table,
     "energy-memory": energy.memory_table,
     "w2": w2.table,

@@ -18,11 +18,13 @@ from brenier.hopf_lax import EndSlices, HopfLaxPotential
 from brenier.networks import (
     ACTIVATIONS,
     MLP,
+    ConvPotential,
     DenseQuadratic,
     FiLM,
     ResidualMap,
     ResNet,
     SumPotential,
+    UNet,
 )
 from brenier.serialization import CLASSES, load, save
 from brenier.solution import Metadata, Solution
@@ -79,6 +81,12 @@ def maps():
     return make(network, transport=transport)
 
 
+def images():
+    u = ConvPotential((2, 1, 1), (2,), key=KEY)
+    own = UNet((2, 1, 1), (2,), key=KEY)
+    return make(u, transport=MapTransport(u, Frame.identity(2), Quadratic(), own, own))
+
+
 def small():
     return make(MLP(2, (3,), key=KEY))
 
@@ -117,7 +125,7 @@ class TestRoundTrip:
         expected = solution.transport.forward(points)
         assert loaded.transport.forward(points).tobytes() == expected.tobytes()
 
-    @pytest.mark.parametrize("build", [flow, maps])
+    @pytest.mark.parametrize("build", [flow, maps, images])
     def test_other_transports(self, tmp_path, build):
         save(tmp_path / "a", build())
         loaded = load(tmp_path / "a")
@@ -134,11 +142,13 @@ class TestRoundTrip:
             if dataclasses.is_dataclass(tree):
                 for field in dataclasses.fields(tree):
                     found |= classes(getattr(tree, field.name))
+            if isinstance(tree, tuple):
+                found = found.union(*map(classes, tree))
             return found
 
-        seen = (classes(flow()) | classes(maps())).union(
-            *(classes(make(build(2))) for build in NETWORKS.values())
-        )
+        solutions = [build() for build in (flow, maps, images)]
+        solutions += [make(build(2)) for build in NETWORKS.values()]
+        seen = set().union(*map(classes, solutions))
         assert set(CLASSES.values()) <= seen
 
     @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -6,6 +6,7 @@ from brenier import callbacks as callbacks
 from brenier import costs as costs
 from brenier import datasets as datasets
 from brenier import hamiltonian as hamiltonian
+from brenier import images as images
 from brenier import metrics as metrics
 from brenier import networks as networks
 from brenier import state_costs as state_costs

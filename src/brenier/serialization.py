@@ -29,14 +29,27 @@ from brenier.files import PathLike, read_container, write_container
 from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.networks import MLP, DenseQuadratic, FiLM, ResidualMap, ResNet, SumPotential
+from brenier.networks import (
+    MLP,
+    ConvPotential,
+    DenseQuadratic,
+    FiLM,
+    ResidualMap,
+    ResNet,
+    SumPotential,
+    UNet,
+)
+from brenier.networks._images import Block, Convolution
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.transport import CharacteristicTransport, MapTransport, Transport
 
 CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
+        Block,
         CharacteristicTransport,
+        Convolution,
+        ConvPotential,
         DenseQuadratic,
         EndSlices,
         FiLM,
@@ -52,6 +65,7 @@ CLASSES: dict[str, type] = {
         ResidualMap,
         Solution,
         SumPotential,
+        UNet,
     )
 }
 """Every class a file may name. Their names and fields are the format; see `files.VERSION`."""

@@ -6,7 +6,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,7 @@ class ColorImage:
         return pixels.reshape(-1, 3) if self.shown is None else pixels[self.shown]
 
 
-def read_image(path: PathLike) -> ColorImage:
+def read_image(path: PathLike, *, large: bool = True) -> ColorImage:
     """Reads a picture as upright 8-bit sRGB.
 
     Every mode has one decided reading. An animation gives its first frame. The EXIF rotation is
@@ -60,6 +60,8 @@ def read_image(path: PathLike) -> ColorImage:
 
     Args:
         path: a file in any format Pillow reads.
+        large: whether to read up to `MAX_PIXELS`, one picture at a time. Otherwise Pillow's own limit
+            holds, and threads may read at once.
 
     Raises:
         InputError: the file is missing, empty, no picture, damaged, fully transparent, or larger
@@ -76,7 +78,7 @@ def read_image(path: PathLike) -> ColorImage:
     if not path.is_file():
         raise InputError(f"Expected an image file, but {path} is not a file; give one picture.")
     try:
-        with _without_pillow_limit(), Image.open(path) as file:
+        with _without_pillow_limit() if large else nullcontext(), Image.open(path) as file:
             image = _decode(file, path)
     except (InputError, MemoryError, Warning):
         raise

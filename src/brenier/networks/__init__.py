@@ -8,6 +8,8 @@ at `u = 0`, the identity map.
 from brenier.networks._activations import ACTIVATIONS as ACTIVATIONS
 from brenier.networks._dense_quadratic import DenseQuadratic as DenseQuadratic
 from brenier.networks._film import FiLM as FiLM
+from brenier.networks._images import ConvPotential as ConvPotential
+from brenier.networks._images import UNet as UNet
 from brenier.networks._mlp import MLP as MLP
 from brenier.networks._residual_map import ResidualMap as ResidualMap
 from brenier.networks._resnet import ResNet as ResNet

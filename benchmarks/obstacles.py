@@ -1,0 +1,146 @@
+"""Scenes with obstacles: what a path costs, whether it arrives, and how long it is in a wall.
+
+Paths of 2000 fresh source points are rolled out in 300 Euler–Maruyama steps, and again in the 30
+of the published evaluation, with the published noise. Costs are `E ∫ ½|v|² + U dt` with the state
+cost's own sign and weight. Arrival is the exact squared `W₂` between the ends and 2000 fresh target
+points, beside that of two samples of the target; GMM with equally many points in every component.
+The published tables have a Sinkhorn divergence at ε = 1e-3 there, which need not have converged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import brenier
+from benchmarks.harness import (
+    Options,
+    conditions,
+    keep,
+    load,
+    markdown,
+    median_and_worst,
+    number,
+    select,
+    squared_w2,
+    values,
+)
+from brenier.datasets.obstacles import Scene, baby_maze, box, gmm, slit, stunnel, vneck
+from brenier.flow import simulate
+from brenier.metrics import violations
+
+JUDGED = 2000
+STEPS = (300, 30)
+SCENES: dict[str, Callable[[], Scene]] = {
+    "slit": slit,
+    "box": box,
+    "baby_maze": baby_maze,
+    "vneck": vneck,
+    "stunnel": stunnel,
+    "gmm": lambda: gmm(stratified=True),
+}
+ROWS: dict[str, tuple[str, brenier.HOTA]] = {"hota": ("HOTA", brenier.HOTA())}
+
+
+def run(options: Options) -> None:
+    for seed in options.seeds:
+        for name, make in SCENES.items():
+            for row, (_, method) in ROWS.items():
+                case = {"scene": name, "method": row}
+                if options.wants(case):
+                    _run(options, case, make(), method, seed)
+
+
+def problem(scene: Scene) -> brenier.TransportProblem:
+    """The scene with its published noise."""
+    return brenier.TransportProblem(
+        scene.source, scene.target, state_cost=scene.state_cost, noise=scene.noise
+    )
+
+
+def _run(
+    options: Options, case: dict[str, str], scene: Scene, method: brenier.HOTA, seed: int
+) -> None:
+    fit_key, *keys = jax.random.split(jax.random.key(seed), 5)
+    solution = brenier.fit(
+        problem(scene),
+        method,
+        key=fit_key,
+        steps=4 if options.quick else None,
+        validation=0.0,
+        throw=False,
+    )
+    keep(
+        options,
+        "obstacles",
+        case,
+        seed,
+        scores=judge(solution.potential, scene, keys, 200 if options.quick else JUDGED),
+        seconds=solution.info["timings"],
+        steps=solution.info["steps"],
+        status=solution.status,
+        settings=solution.info["method"],
+        reference=dict(scene.reference),
+        packages=("POT",),
+    )
+
+
+def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
+    """Costs, arrival and violations of fresh paths along a potential."""
+    x, y, other = (
+        np.asarray(side(key, n))
+        for side, key in zip((scene.source, scene.target, scene.target), keys[:3], strict=True)
+    )
+
+    scores = {"floor": squared_w2(other, y)}
+    for steps in STEPS:
+        roll = jax.jit(lambda x, key, k=steps: simulate(potential, problem(scene), x, key, k))
+        paths = roll(x, keys[3])
+        found = {
+            "kinetic": float(paths.kinetic.mean()),
+            "state": float(paths.state.mean()),
+            "w2_squared": squared_w2(np.asarray(paths.points[-1]), y),
+            **violations(paths.times, np.asarray(paths.points), scene.state_cost),
+        }
+        found["total"] = found["kinetic"] + found["state"]
+        scores |= {f"{name}_{steps}": value for name, value in found.items()}
+    return scores
+
+
+def table(results: Path) -> str | None:
+    records = load("obstacles", results)
+    if not records:
+        return None
+    header = ["scene", "method", "kinetic + state", "total", "published", "hard optimum"]
+    header += ["time in walls, %", "W₂²", "in 30 steps", "two target samples", "seconds"]
+    rows = []
+    for scene in SCENES:
+        for row, (title, _) in ROWS.items():
+            chosen = select(records, scene=scene, method=row)
+            if not chosen:
+                continue
+            reference = chosen[0]["reference"]
+            parts = [
+                number(float(np.median(values(chosen, f"{p}_300"))), 4)
+                for p in ("kinetic", "state")
+            ]
+            rows.append(
+                [
+                    scene,
+                    title,
+                    " + ".join(parts),
+                    median_and_worst(values(chosen, "total_300"), digits=4),
+                    number(reference["published_cost"], 4),
+                    number(reference["hard"], 4) if "hard" in reference else "–",
+                    median_and_worst([100 * v for v in values(chosen, "time_inside_300")]),
+                    median_and_worst(values(chosen, "w2_squared_300")),
+                    median_and_worst(values(chosen, "w2_squared_30")),
+                    number(float(np.median(values(chosen, "floor")))),
+                    f"{np.median(values(chosen, 'total', 'seconds')):.0f}",
+                ]
+            )
+    return f"{markdown(header, rows)}\n\n{conditions(records)}"
