@@ -289,6 +289,15 @@ def test_transport_reads_moves_and_writes_by_blocks(points, exact_map, monkeypat
     np.testing.assert_allclose(np.load("moved.npy"), points @ MATRIX + SHIFT, atol=1e-9)
 
 
+def test_every_block_has_noise_of_its_own(points, flow_map, monkeypatch):
+    monkeypatch.setattr(brenier.points.read_blocks, "__defaults__", (64,))
+    np.save("same.npy", np.zeros((128, 2)))
+    succeed("transport", flow_map, "same.npy", "--out", "moved.npy")
+    moved = np.load("moved.npy")
+    alike = np.array_equal(moved[:64], moved[64:])
+    assert alike == brenier.load(flow_map).transport.invertible
+
+
 def test_trajectories_of_a_flow(points, walls, flow_map):
     found = result_of(
         *("trajectories", flow_map, "x.npy", "--out", "p.npz", "--times", 11, "--seed", 5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
@@ -94,14 +96,16 @@ class FlowTransport(Transport):
         """Where points (n, d) at time `start` are at `times`, shape (len(times), n, d)."""
         x = checked_points(x, self.dim)
         order = np.argsort(times) if start == 0.0 else np.argsort(times)[::-1]
+        # The seed as an argument, so that another one compiles nothing.
+        solve = partial(
+            _displacements, dataclasses.replace(self, seed=0), jax.random.key(self.seed)
+        )
         sorted_times = jnp.asarray(np.asarray(times)[order], self._dtype)
         back = np.argsort(order)
         if not isinstance(x, np.ndarray):
             z = self.frame.encode(start, x)
             # The path in the network's precision, the displacement in the caller's.
-            moves = _displacements(
-                self, start, z.astype(self._dtype), sorted_times, jnp.arange(len(z))
-            )
+            moves = solve(start, z.astype(self._dtype), sorted_times, jnp.arange(len(z)))
             return jnp.stack(
                 [self._place(start, t, x, moves[i]) for t, i in zip(times, back, strict=True)]
             )
@@ -112,7 +116,7 @@ class FlowTransport(Transport):
             z = np.zeros((rows, self.dim), self._dtype)
             z[: len(part)] = self.frame.encode(start, part)
             index = jnp.arange(first, first + rows)
-            moves = np.asarray(_displacements(self, start, jnp.asarray(z), sorted_times, index))
+            moves = np.asarray(solve(start, jnp.asarray(z), sorted_times, index))
             for k, (t, i) in enumerate(zip(times, back, strict=True)):
                 out[k, first : first + CHUNK] = self._place(start, t, part, moves[i, : len(part)])
         return out
@@ -192,6 +196,7 @@ def velocities(
 @eqx.filter_jit
 def _displacements(
     flow: FlowTransport,
+    key: Key,
     start: float,
     z: Float[Array, "n d"],
     times: Float[Array, "k"],
@@ -207,8 +212,8 @@ def _displacements(
         drift = diffrax.ODETerm(field)
         steps = flow.steps or (_NOISE_STEPS if flow.noise else 0)
         if flow.noise:
-            key = jax.random.fold_in(jax.random.key(flow.seed), i)
-            path = diffrax.VirtualBrownianTree(0.0, 1.0, 0.25 / steps, z.shape, key)
+            own = jax.random.fold_in(key, i)
+            path = diffrax.VirtualBrownianTree(0.0, 1.0, 0.25 / steps, z.shape, own)
             diffusion = diffrax.ControlTerm(
                 lambda t, z, _: flow.noise * jnp.eye(len(z), dtype=z.dtype), path
             )

@@ -291,13 +291,13 @@ def transport(
     import brenier
 
     keep_compiled()
-    move = _mover(brenier.load(map_file).transport, inverse, time)
+    transport = brenier.load(map_file).transport
     count = 0
 
     def moved() -> Any:
         nonlocal count
-        for block in blocks:
-            yield move(block)
+        for number, block in enumerate(blocks):
+            yield _mover(_with_seed(transport, number), inverse, time)(block)
             count += len(block)
 
     write_points(out, moved())
@@ -549,6 +549,15 @@ def _mover(transport: Any, inverse: bool, time: float | None) -> Callable[[Any],
     if inverse:
         return lambda block: transport.interpolate_back(block, time)
     return lambda block: transport.interpolate(block, time)
+
+
+def _with_seed(transport: Any, seed: int) -> Any:
+    """A map with noise draws it anew for every seed; others are as they are."""
+    if not hasattr(transport, "seed"):
+        return transport
+    import dataclasses
+
+    return dataclasses.replace(transport, seed=seed)
 
 
 def _refuse_to_overwrite(outputs: list[Path | None], inputs: list[str]) -> None:
