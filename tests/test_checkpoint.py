@@ -354,7 +354,7 @@ class TestResume:
                 source, target = np.random.default_rng(0).normal(size=(2, 200, 2)) + 1.0
                 problem = brenier.TransportProblem(source, 2.0 * target)
                 method = brenier.NCF(
-                    network="mlp", widths=(8,), optimizer="adam",
+                    objective="energy", network="mlp", widths=(8,), optimizer="adam",
                     batch_size=32, collocation_size=16, steps=600,
                 )
                 solution = brenier.fit(

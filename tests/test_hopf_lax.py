@@ -161,7 +161,7 @@ def test_pair_coordinates_of_degenerate_samples_are_finite():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pair))
 
 
-@pytest.mark.parametrize("pair_coordinates", [True, False])
+@pytest.mark.parametrize("pair_coordinates", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_finds_both_maps(pair_coordinates):
     exact = brenier.datasets.gaussian_pair(2, 1)
     method = brenier.NCF(
