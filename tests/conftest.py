@@ -11,8 +11,8 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# Most of a run is compilation, and what is compiled runs for a moment: a third of the time. The
-# flags are those of one version, and an unknown one would end the process.
+# Most of a run is compilation, for programs that then run for a moment. The flags are those of one
+# version, and an unknown one would end the process.
 if version("jaxlib").startswith("0.10."):
     os.environ.setdefault(
         "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

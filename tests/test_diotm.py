@@ -182,8 +182,6 @@ def test_training_finds_both_maps():
     np.testing.assert_allclose(halfway, 0.5 * (x + transport.forward(x)), atol=1e-6)
     own = transport.velocity(0.5, halfway)
     np.testing.assert_allclose(own, transport.forward(x) - x, atol=0.5)
-    cost = solution.history["cost_forward"][-1]
-    assert cost > 0.0
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ _DUAL_PATIENCE = 6  # the same for the held-out dual, whose changes are told fro
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
 _AGREEMENT = 0.01  # round trip, as a share of the variance, above which a match is not the end
 _PROBED = 1000  # points a side at which a state cost is tried
-_MOST_PROGRAMS = 32  # compiled programs that are kept for later fits
+_MOST_SHARED = 32  # kinds of fits whose compiled programs are kept for later ones
 _COOL_DOWN = 1 / 3  # of the steps done, spent on the rest of the schedule once a stop is decided
 
 # Purposes of the key streams; changing one changes every result.
@@ -210,8 +210,8 @@ class _Run:
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
         self.progress = _Progress(last_step=self.planned)
-        self.recipe = _Recipe(method, self.inner)
-        self.snapshot = partial(_extract, self.recipe)
+        self.programs = _Programs.of(method, self.inner)
+        self.snapshot = self.programs.extract
         self.kept = self.snapshot(self.state)
         self.earlier = 0.0  # seconds spent before a resume
 
@@ -235,7 +235,7 @@ class _Run:
             jnp.asarray(p.slope, self.dtype),
         )
         start = time.perf_counter()
-        advance = _program(self.recipe, arguments)
+        advance = self.programs.advance(arguments)
         p.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
         self.state, metrics = advance(*arguments)
@@ -474,40 +474,53 @@ class _Run:
         self.earlier = self.progress.elapsed
 
 
-class _Recipe:
-    """What compiled programs depend on besides their arguments; those of equal recipes are shared.
-
-    Equal are those of equal methods for problems of the same kind. A state cost, or a method with a
-    network or a cost that holds arrays, has a recipe of its own.
-    """
+class _Programs:
+    """The compiled programs of a method on one kind of problem."""
 
     def __init__(self, method: Method[Any], problem: TransportProblem):
-        self.method = method
-        self.problem = problem.without_samples()
-        self._key: Any = (method, problem.dim, problem.dtype, problem.noise, problem.cost)
+        bare = problem.without_samples()
+        self.extract = jax.jit(partial(_extract, method, bare))
+        self._advance = jax.jit(partial(_advance, method, bare), donate_argnums=0)
+        self._compiled: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, method: Method[Any], problem: TransportProblem) -> _Programs:
+        """Those of an earlier fit of the same kind, where there was one.
+
+        A state cost, and a method or a cost that holds arrays, have programs of their own.
+        """
+        if problem.state_cost is not None:
+            return cls(method, problem)
+        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost)
         try:
-            shared = problem.state_cost is None and bool(hash(self._key) or True)
-        except TypeError:
-            shared = False
-        if not shared:
-            self._key = object()
+            programs = _shared.pop(kind, None) or cls(method, problem)
+        except TypeError:  # not hashable
+            return cls(method, problem)
+        _shared[kind] = programs
+        if len(_shared) > _MOST_SHARED:
+            del _shared[next(iter(_shared))]  # the one that was not used for longest
+        return programs
 
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Recipe) and self._key == other._key
-
-
-@partial(jax.jit, static_argnums=0)
-def _extract(recipe: _Recipe, state: Any) -> Transport:
-    identity = Frame.identity(recipe.problem.dim)
-    return recipe.method.extract(recipe.problem, state, identity)
+    def advance(self, arguments: tuple[Any, ...]) -> Any:
+        """The program of a chunk of steps for arguments of these shapes."""
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = (structure, shapes, jax.config.read("jax_enable_x64"))
+        if key not in self._compiled:
+            self._compiled[key] = self._advance.lower(*arguments).compile()
+        return self._compiled[key]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
+_shared: dict[Any, _Programs] = {}
+
+
+def _extract(method: Method[Any], problem: TransportProblem, state: Any) -> Transport:
+    return method.extract(problem, state, Frame.identity(problem.dim))
+
+
 def _advance(
-    recipe: _Recipe,
+    method: Method[Any],
+    problem: TransportProblem,
     state: Any,
     xs: jax.Array,
     ys: jax.Array,
@@ -517,7 +530,7 @@ def _advance(
     slope: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """`n` steps, and the means of their metrics."""
-    step = partial(recipe.method.step, recipe.problem)
+    step = partial(method.step, problem)
 
     def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, sums = carry
@@ -529,21 +542,6 @@ def _advance(
     zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), first)
     state, sums = jax.lax.fori_loop(0, n, body, (state, zeros))
     return state, jax.tree.map(lambda s: s / n, sums)
-
-
-_programs: dict[Any, Any] = {}
-
-
-def _program(recipe: _Recipe, arguments: tuple[Any, ...]) -> Any:
-    """`_advance`, compiled for these arguments; a program of an earlier fit where one serves."""
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    key = (recipe, structure, shapes, jax.config.read("jax_enable_x64"))
-    if key not in _programs:
-        if len(_programs) >= _MOST_PROGRAMS:
-            del _programs[next(iter(_programs))]
-        _programs[key] = _advance.lower(recipe, *arguments).compile()
-    return _programs[key]
 
 
 def _surroundings(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:

@@ -137,7 +137,7 @@ def violations(times: Any, points: ArrayLike, state_cost: StateCost) -> dict[str
             "Expected a state cost with a known obstacle, found one without; give it a shape."
         )
     places = np.reshape(points, (-1, np.shape(points)[-1]))
-    inside, depth = evaluate_at(lambda x: (obstacle.inside(x), state_cost.depth(x)), places)
+    inside, depth = (evaluate_at(f, places) for f in (obstacle.inside, state_cost.depth))
     at_times = np.reshape(inside, (len(times), -1)).mean(axis=1)
     share = np.trapezoid(at_times, times) / (times[-1] - times[0])
     return {"time_inside": float(share), "deepest": float(depth.max())}

@@ -147,7 +147,7 @@ class DIOTM(PresetMethod[DIOTMState]):
     map_network: eqx.Module | None = None
     map_widths: Sequence[int] = FROM_PRESET
     learning_rate: float = FROM_PRESET
-    map_learning_rate: float | None = None
+    map_learning_rate: float = FROM_PRESET
     betas: tuple[float, float] = FROM_PRESET
     averaging: float = FROM_PRESET
     times: Times = FROM_PRESET
@@ -295,7 +295,7 @@ class DIOTM(PresetMethod[DIOTMState]):
             self.learning_rate,
         )
         optimizers = optimizers._replace(potential=opt)
-        rate = float(self.map_learning_rate or self.learning_rate)
+        rate = self.map_learning_rate
         moved = {}
         for key in keys[1:]:
             t = self._draw_times(key, len(x), x.dtype), self._draw_times(key, len(y), y.dtype)
