@@ -8,11 +8,13 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    agreement,
     color,
     digits,
     energy,
     gaussian,
     interpolation,
+    latency,
     obstacles,
     step,
     tables,
@@ -25,8 +27,8 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
-        *(energy, step, throughput),
+        *(gaussian, ablation, toys, w2, interpolation, agreement, obstacles, color, digits),
+        *(energy, step, throughput, latency),
     )
 }
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    agreement,
     color,
     digits,
     energy,
     gaussian,
     interpolation,
+    latency,
     obstacles,
     step,
     throughput,
@@ -36,6 +38,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "energy-memory": energy.memory_table,
     "w2": w2.table,
     "w2-peers": w2.peers_table,
+    "agreement": agreement.table,
+    "latency": latency.table,
     "step": step.table,
     "throughput": throughput.table,
     "time": lambda results: "\n\n".join(
