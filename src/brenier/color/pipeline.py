@@ -22,7 +22,7 @@ from brenier.errors import BrenierWarning, InputError, OutputError
 from brenier.estimators import NCFTransport
 from brenier.files import PathLike, atomic_write, check_output
 
-STEPS = 700
+STEPS = 500
 """Planned for two pictures: under half a minute on two cores, and histograms change little after."""
 
 PICTURES = ("source_in_target_colors", "target_in_source_colors", "contact_sheet")
