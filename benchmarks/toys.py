@@ -132,7 +132,7 @@ def _table(records: list[Record], pairs: list[tuple[str, str]]) -> str | None:
     if not chosen:
         return None
     header = ["source → target", "energy distance / noise band, forward", "backward"]
-    header += ["crossing pairs in %, forward", "backward", "round trip in %", "seconds"]
+    header += ["crossing pairs in %, forward", "backward", "round trip in %"]
     rows = []
     for pair in pairs:
         if of_pair := select(records, **_case(*pair)):
@@ -145,7 +145,6 @@ def _table(records: list[Record], pairs: list[tuple[str, str]]) -> str | None:
                 values(of_pair, "energy_backward"),
                 *shares,
                 values(of_pair, "round_trip"),
-                values(of_pair, "total", "seconds"),
             ]
             names = " → ".join(name.replace("_", " ") for name in pair)
             rows.append([names, *(median_and_worst(cell, digits=2) for cell in cells)])
