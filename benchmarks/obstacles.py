@@ -96,9 +96,10 @@ def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
         for side, key in zip((scene.source, scene.target, scene.target), keys[:3], strict=True)
     )
 
+    posed = problem(scene)
     scores = {"floor": squared_w2(other, y)}
     for steps in STEPS:
-        roll = jax.jit(lambda x, key, k=steps: simulate(potential, problem(scene), x, key, k))
+        roll = jax.jit(lambda x, key, k=steps: simulate(potential, posed, x, key, k))
         paths = roll(x, keys[3])
         found = {
             "kinetic": float(paths.kinetic.mean()),

@@ -91,7 +91,7 @@ def test_both_residuals_vanish_on_the_exact_potential():
     problem = brenier.TransportProblem(
         X, Y, state_cost=lambda x: 0.5 * u.k**2 * (x @ x), noise=u.noise
     )
-    method = HOTA(network=u, mean_shift=False, residual="squared")
+    method = HOTA(objective="residual", network=u, mean_shift=False, residual="squared")
     state = method.init(problem, KEY)
     z = jnp.asarray(X[:50])
     t = jnp.linspace(0.0, 1.0, 50)
@@ -159,7 +159,13 @@ class TestFlow:
         np.testing.assert_allclose(offset.state, 2.0, rtol=1e-6)
 
 
-SMALL = {"widths": (32, 32), "batch_size": 128, "trajectories": 64, "rollout_steps": 10}
+SMALL = {
+    "objective": "residual",
+    "widths": (32, 32),
+    "batch_size": 128,
+    "trajectories": 64,
+    "rollout_steps": 10,
+}
 
 
 def solve(problem, steps, validation=0.0, **options):
@@ -171,12 +177,24 @@ def solve(problem, steps, validation=0.0, **options):
 class TestTraining:
     problem = brenier.TransportProblem(X, Y)
 
-    def test_without_state_cost_it_approaches_the_gaussian_map(self):
+    @pytest.mark.slow
+    def test_by_residuals_it_approaches_the_gaussian_map(self):
         # a buffer of a few paths only, so that it wraps
         solution = solve(self.problem, 1500, learning_rate=2e-3, buffer_size=1000)
         found = solution.transport.forward(X)
         assert brenier.metrics.uvp(found, LINEAR.forward(X)) < 6.0  # identity: several hundred
         np.testing.assert_allclose(solution.transport.inverse(found), X, atol=0.02)
+
+    def test_by_paths_it_finds_the_gaussian_map_and_its_cost(self):
+        options = {"objective": "paths", "pool": 256, "improved": 128, "rollout_steps": 8}
+        solution = solve(self.problem, 800, batch_size=300, **options)
+        assert brenier.metrics.uvp(solution.transport.forward(X), LINEAR.forward(X)) < 1.0
+        u = solution.potential
+        at = [
+            np.mean(jax.vmap(lambda x, t=t: u(t, x))(jnp.asarray(p))) for t, p in enumerate((X, Y))
+        ]
+        exact = 0.5 * np.mean(np.sum((LINEAR.forward(X) - X) ** 2, axis=1))
+        np.testing.assert_allclose(at[1] - at[0], exact, rtol=0.02)
 
     @pytest.mark.parametrize(
         ("dim", "options"),
@@ -203,6 +221,8 @@ class TestTraining:
         ({"target_decay": 1.0}, "target_decay"),
         ({"annealing": 1.5}, "annealing"),
         ({"residual": "cubic"}, "residual"),
+        ({"objective": "primal"}, "paths or residual"),
+        ({"pool": 0}, "pool"),
         ({"network": "transformer"}, "network"),
         ({"preset": "best"}, "preset"),
         ({"learning_rate": 0.0}, "learning_rate"),

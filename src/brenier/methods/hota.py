@@ -14,9 +14,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
+from brenier.errors import UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate, velocities
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, turning
+from brenier.methods import _paths
 from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, cast, decay, with_base
 from brenier.networks import MLP, FiLM, with_zero_head
 from brenier.problem import TransportProblem
@@ -24,6 +26,7 @@ from brenier.samplers import POOL
 from brenier.typing import Key, Points
 
 Residual = Literal["squared", "huber"]
+Objective = Literal["paths", "residual"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -39,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trajectories": 128,
         "rollout_every": 5,
         "reuse_endpoints": True,
+        "rollout_steps": 30,
         "stored_trajectories": 8,
         "pretraining": 0.05,
         "interpolants": 0.1,
@@ -62,6 +66,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trajectories": 1024,
         "rollout_every": 2,
         "reuse_endpoints": False,
+        "rollout_steps": 30,
         "stored_trajectories": 1,
         "pretraining": 5000 / 70_001,
         "interpolants": 0.0,
@@ -74,6 +79,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """What one argument switches."""
+
+PATHS: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "betas": (0.9, 0.99),
+    "hold": 0.0,
+    "batch_size": 512,
+    "rollout_steps": 32,
+    "steps": 1500,
+}
+"""What the objective "paths" takes in place of the default preset's values."""
 
 _FINAL_RATE = 0.01
 _LOOK_AHEAD = (
@@ -106,29 +121,39 @@ class HOTAState(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HOTA(PresetMethod[HOTAState]):
+class HOTA(PresetMethod[Any]):
     """Transport at least `E ∫ L(v) + U(x) dt` around obstacles `U`, with noise, from one potential `u(t, x)`.
 
-    Particles follow `dx = ∇H(∇u) dt + σ dW`. Two losses teach `u`, each on the particles' own paths:
+    Particles follow `dx = ∇H(∇u) dt + σ dW`. `U` is evaluated and never differentiated, so it may be a step or a
+    black box.
+
+    With `objective="paths"`, our default, a pool of paths is improved by Newton's method on the action,
+    `∫ L + U dt - g(x(1))`, and `u` is fitted to the paths' values and momenta, `g` by the dual (`brenier.paths`).
+
+    With `objective="residual"`, as published, two losses teach `u`, each on the particles' own paths:
 
         r₁ = ∂t u + H(∇ū) - U - λₐ|a| + ½σ² Δu,     r₂ = ∂t ū + H(∇u) - U - λₐ|a| + ½σ² Δu      (in the middle)
         m  = E u(1, x̂) - E u(1, y)                                                                 (at the end)
 
     with `ū` a running average of `u`, `x̂` where the particles end and `a` the rate at which they turn. The first is
     minimised as `E r₁² + E r₂²`, the second as `m |m|`; the gradient of the first is scaled to that of the second.
-    `U` is evaluated and never differentiated, so it may be a step or a black box. In the paper `s = -u`.
+    In the paper `s = -u`.
 
     Args:
         preset: "default" for our recipe, "published" for the released one; `None` below means the preset's value.
+        objective: "paths" (quadratic cost) or "residual".
         network: "film", "mlp", or an equinox module `u(t, x)`.
         widths, activation: of the network's layers. The published leaky ReLU has no second derivatives.
         learning_rate: of Adam, held for the share `hold` of the run, then cosine decay to a hundredth.
         betas: of Adam.
-        batch_size: collocation points a step, and samples a side.
+        batch_size: samples a side and step, and collocation points of the residual.
+        pool: paths that are kept.
+        improved: of these, at a step.
+        refreshed: of these, started anew at a step.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
         acceleration_weight: `λₐ`.
         residual: "squared", or pseudo-"huber".
-        rollout_steps: Euler steps of a simulated path.
+        rollout_steps: Euler steps of a simulated path, and intervals of an improved one.
         rollout_every: steps between simulations.
         trajectories: simulated at a time; at most `batch_size`.
         stored_trajectories: of these, kept in the buffer.
@@ -140,8 +165,8 @@ class HOTA(PresetMethod[HOTAState]):
         target_decay: of `ū`; 0 for `ū = u`.
         balancing: whether the gradient of the residual is scaled to that of `m`.
         replay: whether collocation points come from the buffer; otherwise from straight lines throughout.
-        annealing: share of the run in which the state cost grows to its full size.
-        margin: distance, in units of the data's spread, at which obstacles are felt already.
+        annealing: share of the run in which the state cost grows to its full size, or its blur narrows.
+        margin: distance, in units of the data's spread, at which obstacles are felt already; of paths, the last blur.
         mean_shift: whether a closed-form translation by the difference of means is part of `u`.
         scale_inputs: centre and scale the data by one common scalar.
         probes: random vectors of the trace estimate above d = 10.
@@ -160,6 +185,7 @@ class HOTA(PresetMethod[HOTAState]):
 
     presets = PRESETS
 
+    objective: Objective = FROM_PRESET
     network: str | eqx.Module = FROM_PRESET
     widths: Sequence[int] = FROM_PRESET
     activation: str = FROM_PRESET
@@ -169,7 +195,10 @@ class HOTA(PresetMethod[HOTAState]):
     control_weight: float = FROM_PRESET
     acceleration_weight: float = 0.0
     residual: Residual = FROM_PRESET
-    rollout_steps: int = 30
+    pool: int = 1024
+    improved: int = 256
+    refreshed: int = 16
+    rollout_steps: int = FROM_PRESET
     rollout_every: int = FROM_PRESET
     trajectories: int = FROM_PRESET
     stored_trajectories: int = FROM_PRESET
@@ -194,12 +223,20 @@ class HOTA(PresetMethod[HOTAState]):
     def converges(self) -> bool:
         return False
 
+    def __post_init__(self) -> None:
+        self._fill({"objective": "residual" if self.preset == "published" else "paths"})
+        self._fill(PATHS if self.objective == "paths" else {})
+        super().__post_init__()
+
     def check(self, problem: TransportProblem) -> None:
-        del problem  # any cost, state cost and noise
+        if self.objective == "paths" and not problem.cost.galilean:
+            raise UnsupportedProblemError(
+                'objective="paths" needs the quadratic cost; pass objective="residual".'
+            )
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def init(self, problem: TransportProblem, key: Key) -> HOTAState:
+    def init(self, problem: TransportProblem, key: Key) -> HOTAState | _paths.PathState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         base = None
         network = self._network(problem.dim, key)
@@ -207,6 +244,8 @@ class HOTA(PresetMethod[HOTAState]):
             network = with_zero_head(network)
             base = cast(_translation(x.mean(0), y.mean(0)), problem.dtype)
         network = cast(network, problem.dtype)
+        if self.objective == "paths":
+            return _paths.init(self, problem, network, base, key)
         count = min(self.trajectories, problem.source.batch(self.batch_size))
         rows = self._nodes * min(self.stored_trajectories, count)
         capacity = max(self.buffer_size // rows, 1) * rows
@@ -247,11 +286,13 @@ class HOTA(PresetMethod[HOTAState]):
     def step(
         self,
         problem: TransportProblem,
-        state: HOTAState,
+        state: Any,
         batch: tuple[jax.Array, jax.Array],
         key: Key,
         progress: jax.Array,
-    ) -> tuple[HOTAState, dict[str, jax.Array]]:
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        if self.objective == "paths":
+            return _paths.step(self, problem, state, batch, key, progress)
         x, y = batch
         path_key, points_key, loss_key = jax.random.split(key, 3)
         simulates = state.step % self.rollout_every == 0
@@ -440,14 +481,17 @@ class HOTA(PresetMethod[HOTAState]):
         both = jax.random.rademacher(key, (2, self.probes, dim), dtype)
         return both[0], both[1]
 
-    def extract(self, problem: TransportProblem, state: HOTAState, frame: Frame) -> FlowTransport:
+    def extract(self, problem: TransportProblem, state: Any, frame: Frame) -> FlowTransport:
         return FlowTransport(
             with_base(state.base, state.network), frame, problem.cost, problem.noise
         )
 
     def _check_options(self, expected: Expected) -> None:
         expected.whole("steps", "batch_size", "rollout_steps", "rollout_every", "trajectories")
-        expected.whole("stored_trajectories", "buffer_size", "probes")
+        expected.whole(
+            "stored_trajectories", "buffer_size", "probes", "pool", "improved", "refreshed"
+        )
+        expected.one_of("objective", ("paths", "residual"))
         for name in ("control_weight", "acceleration_weight", "margin"):
             expected.number(name, test=lambda v: v >= 0.0, what=">= 0")
         for name in ("pretraining", "interpolants", "annealing"):

@@ -1,0 +1,302 @@
+"""HOTA's objective "paths": a pool of paths is improved one by one, and the potential learns from them.
+
+The value of a start is the least action of a path from it, `u(t, x) = sup [g(x(1)) - ∫ L + U]` with `g = u(1, ·)`,
+and its slope the path's first momentum. So each step
+
+1. starts a few paths anew, by the flow of the present potential: from source samples, and, with noise, from places that
+   noisy paths have come to, so that the potential knows the way on from there;
+2. improves a part of the pool: by pieces of other paths where these are cheaper, then by Newton's method;
+3. fits `u` to value and momentum along these paths;
+4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
+
+Walls are seen through a blur that narrows as the run goes on, so that a way around is found before the walls are hard.
+With noise the last blur is as wide as the noise that builds up before the control can answer: a path keeps its
+distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from jaxtyping import Array, Float, Int
+
+from brenier.flow import simulate, velocities
+from brenier.methods._base import cast, decay, with_base
+from brenier.networks import DenseQuadratic, with_zero_head
+from brenier.paths import FIRST_DAMPING, action, at_times, blurred, improve, interval, running
+from brenier.problem import TransportProblem
+from brenier.samplers import POOL
+from brenier.typing import Key, Points, Potential
+
+if TYPE_CHECKING:
+    from brenier.methods.hota import HOTA
+
+_END_WIDTHS = (64, 64, 64, 32)
+_END_RATE = 1e-2
+_FINAL_RATE = 1e-2
+_FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
+_PROBES, _FEW_PROBES = 16, 4  # of the blur, for Newton's steps and for comparing paths
+_RESTARTS = 0.5  # share of new paths that start on noisy ones
+_FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
+_NEWTON_STEPS = 2
+_SPLICES = (
+    1,
+    4,
+)  # powers of the share of time by which a piece of another path is bent to this one's ends
+_VALUE_WEIGHT = 0.1
+_PLACES = 1024  # on paths, at which the potential is fitted
+
+
+class PathState(eqx.Module):
+    """What is carried from step to step; the pool of paths is part of it."""
+
+    network: Any
+    base: Any
+    end: Any
+    optimizers: tuple[optax.OptState, optax.OptState]
+    paths: Float[Array, "nodes pool d"]
+    starts: Float[Array, "pool"]
+    damping: Float[Array, "pool"]
+    step: Int[Array, ""]
+
+
+def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
+    x = problem.source.pool(POOL, 0)
+    x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
+    end = with_zero_head(DenseQuadratic(problem.dim, _END_WIDTHS, direct=True, key=key))
+    end = cast(end, problem.dtype)
+    y = jnp.asarray(problem.target.pool(POOL, 0), problem.dtype)
+    shift = y.mean(0) - x.mean(0)
+    times = jnp.linspace(0.0, 1.0, method.rollout_steps + 1, dtype=problem.dtype)
+    optimizers = _optimizers(method)
+    return PathState(
+        network=network,
+        base=base,
+        end=end,
+        optimizers=(optimizers[0].init(network), optimizers[1].init(end)),
+        paths=x[None] + times[:, None, None] * shift[None, None],
+        starts=jnp.zeros(len(x), problem.dtype),
+        damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    return optax.adam(method.learning_rate, *method.betas), optax.contrib.muon(_END_RATE)
+
+
+def step(
+    method: HOTA,
+    problem: TransportProblem,
+    state: PathState,
+    batch: tuple[jax.Array, jax.Array],
+    key: Key,
+    progress: jax.Array,
+) -> tuple[PathState, dict[str, jax.Array]]:
+    keys = jax.random.split(key, 6)
+    # Stratified batches are in the order of their cells, and parts of them are taken below.
+    x, y = (jax.random.permutation(jax.random.fold_in(keys[5], k), p) for k, p in enumerate(batch))
+    blur = _Blur(problem, _width(method, problem, progress))
+    worth = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
+
+    state, newest = _renewed(method, problem, state, x, keys[0])
+    chosen = _chosen(method, state, newest, keys[1])
+    paths, starts, damping = state.paths[:, chosen], state.starts[chosen], state.damping[chosen]
+    compare = blur.prices(keys[2], _FEW_PROBES)
+    paths, damping = _spliced(state, paths, starts, damping, y, compare, worth, keys[3])
+    accepted = jnp.zeros((), x.dtype)
+    for k in range(_NEWTON_STEPS):
+        prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
+        paths, damping, taken = improve(paths, starts, damping, prices, worth)
+        accepted = accepted + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
+    state = dataclasses.replace(
+        state,
+        paths=state.paths.at[:, chosen].set(paths),
+        damping=state.damping.at[chosen].set(damping),
+        step=state.step + 1,
+    )
+
+    kinetic, price = running(paths, starts, compare(paths[1:])[0])
+    t, z, value, momentum = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+
+    def regression(network: Any) -> jax.Array:
+        u = with_base(state.base, network)
+        values, slopes = jax.vmap(jax.value_and_grad(u, argnums=1))(t, z)
+        off = jnp.sum((slopes - momentum) ** 2, axis=1)
+        return jnp.mean(off + _VALUE_WEIGHT * (values - value) ** 2)
+
+    def mismatch(end: Any) -> jax.Array:
+        g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
+        return jnp.mean(g(paths[-1])) - jnp.mean(g(y))
+
+    loss, fit = jax.value_and_grad(regression)(state.network)
+    m, rise = jax.value_and_grad(mismatch)(state.end)
+    rate = decay("cosine", progress, _FINAL_RATE, hold=method.hold)
+    moved = [
+        _moved(optimizer, gradient, own, module, rate)
+        for optimizer, gradient, own, module in zip(
+            _optimizers(method),
+            (fit, rise),
+            state.optimizers,
+            (state.network, state.end),
+            strict=True,
+        )
+    ]
+    (network, first), (end, second) = moved
+    state = dataclasses.replace(state, network=network, end=end, optimizers=(first, second))
+    return state, {
+        "loss": loss,
+        "mismatch": m,
+        "kinetic": jnp.mean(jnp.sum(kinetic, axis=0)),
+        "state": jnp.mean(jnp.sum(price, axis=0)),
+        "accepted": accepted,
+    }
+
+
+def _moved(
+    optimizer: optax.GradientTransformation, gradient: Any, own: Any, module: Any, rate: jax.Array
+) -> tuple[Any, Any]:
+    updates, own = optimizer.update(gradient, own, module)
+    return jax.tree.map(lambda p, g: p + (rate * g).astype(p.dtype), module, updates), own
+
+
+def _width(method: HOTA, problem: TransportProblem, progress: jax.Array) -> jax.Array:
+    last = max(method.margin, _BLUR_OF_NOISE * problem.noise)
+    left = jnp.maximum(0.0, 1.0 - progress / max(method.annealing, 1e-6)) ** 2
+    return last + max(_FIRST_BLUR - last, 0.0) * left
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blur:
+    """The state cost as paths see it at this step."""
+
+    problem: TransportProblem
+    width: jax.Array
+
+    def prices(self, key: Key, count: int) -> Any:
+        """Values and slopes at nodes, by `count` probes that stay the same from call to call."""
+        state_cost = self.problem.state_cost
+        if state_cost is None:
+            return lambda nodes: (jnp.zeros(nodes.shape[:-1], nodes.dtype), jnp.zeros_like(nodes))
+        half = jax.random.normal(key, (count // 2, self.problem.dim), self.problem.dtype)
+        probes = jnp.concatenate([half, -half])
+        return lambda nodes: blurred(jax.vmap(state_cost), nodes, probes, self.width)
+
+
+def _renewed(
+    method: HOTA, problem: TransportProblem, state: PathState, x: Points, key: Key
+) -> tuple[PathState, Int[Array, "fresh"]]:
+    """The pool with some of its paths started anew by the present flow, the oldest first; and which."""
+    noise_key, time_key = jax.random.split(key)
+    fresh, steps = min(method.refreshed, len(x)), method.rollout_steps
+    u = with_base(state.base, state.network)
+    x, starts = x[:fresh], jnp.zeros(fresh, x.dtype)
+    if problem.noise:
+        noisy = simulate(u, problem, x, noise_key, steps)
+        node = jax.random.randint(time_key, (fresh,), 1, steps)
+        node = jnp.where(jnp.arange(fresh) < (1.0 - _RESTARTS) * fresh, 0, node)
+        x, starts = noisy.points[node, jnp.arange(fresh)], noisy.times[node]
+    paths = _followed(u, problem, x, starts, steps)
+    at = (state.step * fresh) % method.pool
+    newest = (at + jnp.arange(fresh)) % method.pool
+    return dataclasses.replace(
+        state,
+        paths=state.paths.at[:, newest].set(paths),
+        starts=state.starts.at[newest].set(starts),
+        damping=state.damping.at[newest].set(FIRST_DAMPING),
+    ), newest
+
+
+def _followed(
+    u: Potential, problem: TransportProblem, x: Points, starts: Float[Array, "n"], steps: int
+) -> Float[Array, "nodes n d"]:
+    """Paths along the flow of `u`, without noise, from points (n, d) at times of their own."""
+    tau = (1.0 - starts) / steps
+
+    def advance(x: Points, k: jax.Array) -> tuple[Points, Points]:
+        x = x + tau[:, None] * velocities(u, problem, starts + k * tau, x)
+        return x, x
+
+    return jnp.concatenate([x[None], jax.lax.scan(advance, x, jnp.arange(steps))[1]])
+
+
+def _chosen(
+    method: HOTA, state: PathState, newest: Int[Array, "fresh"], key: Key
+) -> Int[Array, "n"]:
+    """Which paths to improve: the newest ones and some of all; of a path chosen twice one result stays."""
+    count = min(method.improved, method.pool)
+    recent = count // _FRESH_SHARE
+    last = newest[-1] - jnp.arange(recent)
+    others = jax.random.choice(key, method.pool, (count - recent,), replace=False)
+    return jnp.concatenate([last % method.pool, others])
+
+
+def _spliced(
+    state: PathState,
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    damping: Float[Array, "n"],
+    y: Points,
+    prices: Any,
+    worth: Any,
+    key: Key,
+) -> tuple[Float[Array, "nodes n d"], Float[Array, "n"]]:
+    """Paths, or pieces of others bent to their ends where these are cheaper, or the own one bent to another target."""
+    n = paths.shape[1]
+    share = jnp.linspace(0.0, 1.0, len(paths), dtype=paths.dtype)[:, None, None]
+    times = starts[None] + share[..., 0] * (1.0 - starts[None])
+
+    def total(candidate: jax.Array) -> jax.Array:
+        return action(candidate, starts, prices(candidate[1:])[0]) - worth(candidate[-1])
+
+    candidates = []
+    for k, power in enumerate(_SPLICES):
+        other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
+        piece = at_times(state.paths, state.starts, other, times)
+        bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
+        if k:  # the own end, otherwise the other's
+            bent = bent + share**power * (paths[-1:] - piece[-1:])
+        candidates.append(bent)
+    # The target that would be best on a straight way.
+    y = y[:n]
+    apart = 0.5 * jnp.sum((paths[0][:, None] - y[None]) ** 2, axis=-1)
+    nearest = y[jnp.argmin(apart - worth(y)[None], axis=1)]
+    candidates.append(paths + share ** _SPLICES[-1] * (nearest - paths[-1])[None])
+
+    best = total(paths)
+    for candidate in candidates:
+        found = total(candidate)
+        better = found < best
+        paths = jnp.where(better[None, :, None], candidate, paths)
+        damping = jnp.where(better, FIRST_DAMPING, damping)
+        best = jnp.where(better, found, best)
+    return paths, damping
+
+
+def _lessons(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    costs: Float[Array, "k n"],
+    worth: Float[Array, "n"],
+    key: Key,
+) -> tuple[jax.Array, Points, jax.Array, Points]:
+    """Times and places on the paths, with the values and momenta that the potential should have there."""
+    path_key, node_key, share_key = jax.random.split(key, 3)
+    path = jax.random.randint(path_key, (_PLACES,), 0, paths.shape[1])
+    node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
+    share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
+    tau = interval(paths, starts)
+    moves = jnp.diff(paths, axis=0)
+    to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
+    t = starts[path] + (node + share) * tau[path]
+    z = paths[node, path] + share[:, None] * moves[node, path]
+    value = worth[path] - to_go[node, path] + share * costs[node, path]
+    return jax.lax.stop_gradient((t, z, value, moves[node, path] / tau[path][:, None]))

@@ -1,0 +1,213 @@
+"""Improving whole paths: a damped Newton method for their action, with a state cost that is only evaluated.
+
+A path has nodes `x_0, …, x_k` at equal distances `τ` from its start to time 1. With `g` what its end is worth, it costs
+
+    J = Σ_j |x_{j+1} - x_j|²/2τ + τ Σ_{j ≥ 1} w_j U(x_j) - g(x_k),    w_k = ½, otherwise 1,
+
+and the minimiser is the optimal way on from `x_0`. `U` may jump, so it is seen through a Gaussian blur, whose value
+and slope are averages of `U` itself at points nearby (Stein's identity): `∇U_h(x) = E[U(x + h e) e] / h`.
+
+Newton's system is block tridiagonal and solved by elimination from the end, as in linear-quadratic control. In place
+of the curvature of `U_h` stands `∇U ∇Uᵀ / U`, exact where `U_h` decays exponentially, as it does before a wall, and
+never negative.
+
+All paths of a bundle are improved at once: nodes (k + 1, n, d), start times (n,).
+
+References:
+    Jacobson and Mayne, *Differential Dynamic Programming*, 1970 (elimination from the end).
+    Nesterov and Spokoiny, *Random Gradient-Free Minimization of Convex Functions*, 2017 (the blur).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from brenier.typing import Points, Scalar
+
+Prices = Callable[[Float[Array, "k n d"]], tuple[Float[Array, "k n"], Float[Array, "k n d"]]]
+"""The state cost at nodes: values and slopes."""
+
+Worth = Callable[[Points], Float[Array, "n"]]
+"""`g` at points (n, d)."""
+
+_FULL_BLOCKS = 16  # dimension up to which a node has a matrix of its own; beyond, a number
+_SMALLEST = 1e-6  # price below which there is nothing to divide by
+_DAMPING = (1e-3, 2.0)
+_EASED, _RAISED = 0.4, 3.0
+FIRST_DAMPING = 0.1
+
+
+class Improved(NamedTuple):
+    """Paths after a step, the damping of the next one, and which were changed."""
+
+    paths: Float[Array, "nodes n d"]
+    damping: Float[Array, "n"]
+    accepted: Bool[Array, "n"]
+
+
+def blurred(
+    state_cost: Callable[[Points], Float[Array, "n"]],
+    nodes: Float[Array, "k n d"],
+    probes: Float[Array, "p d"],
+    width: Scalar,
+) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
+    """Value and slope of the blurred state cost at nodes.
+
+    Args:
+        state_cost: of points (n, d) at once.
+        nodes: where.
+        probes: standard normal, in pairs `±e`.
+        width: `h`.
+
+    Example:
+        >>> probes = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        >>> value, slope = blurred(lambda x: x[:, 0], jnp.ones((1, 1, 2)), probes, 0.5)
+        >>> slope.tolist()
+        [[[1.0, 0.0]]]
+    """
+    at = nodes[None] + width * probes[:, None, None, :]
+    found = state_cost(at.reshape(-1, at.shape[-1])).reshape(at.shape[:-1])
+    return found.mean(0), jnp.einsum("pkn,pd->knd", found, probes) / (len(probes) * width)
+
+
+def action(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    prices: Float[Array, "k n"],
+) -> Float[Array, "n"]:
+    """What paths cost, their ends' worth left out; `prices` at the nodes after the first."""
+    kinetic, state = running(paths, starts, prices)
+    return jnp.sum(kinetic + state, axis=0)
+
+
+def running(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    prices: Float[Array, "k n"],
+) -> tuple[Float[Array, "k n"], Float[Array, "k n"]]:
+    """The kinetic and the state cost of each interval."""
+    tau = interval(paths, starts)[None]
+    return 0.5 * jnp.sum(jnp.diff(paths, axis=0) ** 2, -1) / tau, tau * _weights(paths) * prices
+
+
+def interval(paths: Float[Array, "nodes n d"], starts: Float[Array, "n"]) -> Float[Array, "n"]:
+    """`τ` of each path."""
+    return (1.0 - starts) / (len(paths) - 1)
+
+
+def _weights(paths: Float[Array, "nodes n d"]) -> Float[Array, "k 1"]:
+    return jnp.ones((len(paths) - 1, 1), paths.dtype).at[-1].set(0.5)
+
+
+def improve(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    damping: Float[Array, "n"],
+    prices: Prices,
+    worth: Worth,
+    tolerance: float = 1e-4,
+) -> Improved:
+    """One damped Newton step of each path, taken where it does not raise its action by more than `tolerance`.
+
+    Args:
+        paths: nodes; the first ones stay.
+        starts: times of the first nodes.
+        damping: of the Levenberg–Marquardt kind, in units of the kinetic curvature.
+        prices: one function for the whole step, so that what is compared is comparable.
+        worth: `g`, differentiable.
+        tolerance: of the comparison.
+
+    Example:
+        >>> still = jnp.zeros((5, 1, 2))
+        >>> free = lambda x: (jnp.zeros(x.shape[:2]), jnp.zeros(x.shape))
+        >>> worth = lambda x: x[:, 0]
+        >>> improve(still, jnp.zeros(1), jnp.full(1, 1e-6), free, worth).paths[-1, 0].round(3).tolist()
+        [1.0, 0.0]
+    """
+    tau, weights = interval(paths, starts), _weights(paths)
+    values, slopes = prices(paths[1:])
+    worths, pull = jax.vmap(jax.value_and_grad(lambda x: worth(x[None])[0]))(paths[-1])
+    before = action(paths, starts, values) - worths
+
+    # The system times τ: second differences, and what the state cost adds to them.
+    step = jnp.diff(paths, axis=0)
+    ahead = jnp.concatenate([step[1:], (tau[:, None] * pull)[None]])
+    share = tau[None] ** 2 * weights
+    gradient = step - ahead + share[..., None] * slopes
+    bend = share / jnp.maximum(values, _SMALLEST)
+    kinetic = jnp.full((len(step), 1), 2.0, paths.dtype).at[-1].set(1.0)
+    if paths.shape[-1] <= _FULL_BLOCKS:
+        outer = slopes[..., :, None] * slopes[..., None, :]
+        eye = jnp.eye(paths.shape[-1], dtype=paths.dtype)
+    else:
+        outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
+    firm = (kinetic + damping[None])[..., None, None]
+    blocks = bend[..., None, None] * outer + firm * eye[None, None]
+    moved = paths.at[1:].add(_solved(blocks, -gradient))
+
+    after = action(moved, starts, prices(moved[1:])[0]) - worth(moved[-1])
+    accepted = after <= before + tolerance
+    low, high = _DAMPING
+    return Improved(
+        jnp.where(accepted[None, :, None], moved, paths),
+        jnp.where(
+            accepted, jnp.maximum(_EASED * damping, low), jnp.minimum(_RAISED * damping, high)
+        ),
+        accepted,
+    )
+
+
+def _solved(blocks: Float[Array, "k n b b"], right: Float[Array, "k n d"]) -> Float[Array, "k n d"]:
+    """The solution of block tridiagonal systems whose off-diagonal blocks are `-I`."""
+
+    def eliminate(carry, row):  # of the node after: S⁻¹ and the right-hand side
+        inverse, rest = carry
+        block, own = row
+        inverse, rest = _inverse(block - inverse), own + _apply(inverse, rest)
+        return (inverse, rest), (inverse, rest)
+
+    nothing = jnp.zeros_like(blocks[0]), jnp.zeros_like(right[0])
+    _, eliminated = jax.lax.scan(eliminate, nothing, (blocks, right), reverse=True)
+
+    def substitute(before, row):
+        inverse, rest = row
+        found = _apply(inverse, rest + before)
+        return found, found
+
+    return jax.lax.scan(substitute, nothing[1], eliminated)[1]
+
+
+def _apply(matrix: Float[Array, "n b b"], x: Points) -> Points:
+    return matrix[..., 0] * x if matrix.shape[-1] == 1 else jnp.einsum("nij,nj->ni", matrix, x)
+
+
+def _inverse(matrix: Float[Array, "n b b"]) -> Float[Array, "n b b"]:
+    """In closed form where that is short: a batch of LAPACK calls is slow."""
+    if matrix.shape[-1] == 1:
+        return 1.0 / matrix
+    if matrix.shape[-1] == 2:
+        a, b, c, d = (matrix[:, i, j] for i in range(2) for j in range(2))
+        rows = jnp.stack([jnp.stack([d, -b], -1), jnp.stack([-c, a], -1)], -2)
+        return rows / (a * d - b * c)[:, None, None]
+    return jnp.linalg.inv(matrix)
+
+
+def at_times(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    chosen: Int[Array, "m"],
+    times: Float[Array, "l m"],
+) -> Float[Array, "l m d"]:
+    """Where the `chosen` paths are at `times`, between their nodes on straight lines, before their start at it."""
+    k = len(paths) - 1
+    chosen = jnp.broadcast_to(chosen, times.shape)
+    begun = starts[chosen]
+    place = k * jnp.clip((times - begun) / (1.0 - begun), 0.0, 1.0)
+    node = jnp.clip(jnp.floor(place).astype(int), 0, k - 1)
+    share = (place - node)[..., None]
+    return (1.0 - share) * paths[node, chosen] + share * paths[node + 1, chosen]

@@ -1,0 +1,108 @@
+"""Improving paths: against linear systems that give the best path exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from brenier.paths import action, at_times, blurred, improve
+
+K = 12
+KEY = jax.random.key(0)
+
+
+def nothing(nodes):
+    return jnp.zeros(nodes.shape[:-1]), jnp.zeros_like(nodes)
+
+
+def spring(stiffness):
+    return lambda nodes: (0.5 * stiffness * jnp.sum(nodes**2, -1), stiffness * nodes)
+
+
+def converged(paths, starts, prices, worth):
+    """The curvature across a slope is left out of the steps, so that they close in on the best path by degrees."""
+
+    def step(_, now):
+        return improve(now[0], starts, now[1], prices, worth, 1e-14)[:2]
+
+    return jax.lax.fori_loop(0, 3000, step, (paths, jnp.full(paths.shape[1], 0.1)))[0]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 20])
+def test_springs_and_a_quadratic_end(dim):
+    """The best path solves `(A/τ + τ k W) x = x_0/τ e_1 + ∇g`: in every dimension, from any start time."""
+    stiffness, pull, firm = 3.0, jnp.linspace(0.5, 1.5, dim), 0.8
+    starts = jnp.array([0.0, 0.5])
+    first = jax.random.normal(KEY, (2, dim))
+    lines = jnp.tile(first, (K + 1, 1, 1))
+    found = converged(
+        lines, starts, spring(stiffness), lambda x: x @ pull - 0.5 * firm * jnp.sum(x**2, -1)
+    )
+    for i, start in enumerate((0.0, 0.5)):
+        tau = (1.0 - start) / K
+        matrix = 2.0 * np.eye(K) - np.eye(K, k=1) - np.eye(K, k=-1)
+        matrix[-1, -1] = 1.0
+        weights = np.r_[np.ones(K - 1), 0.5]
+        matrix = matrix / tau + tau * stiffness * np.diag(weights)
+        matrix[-1, -1] += firm
+        right = np.zeros((K, dim))
+        right[0] += first[i] / tau
+        right[-1] += pull
+        np.testing.assert_allclose(found[1:, i], np.linalg.solve(matrix, right), atol=1e-7)
+    np.testing.assert_array_equal(found[0], first)
+
+
+def test_no_step_raises_the_action():
+    paths = jax.random.normal(KEY, (K + 1, 50, 2))
+    starts, damping = jnp.zeros(50), jnp.full(50, 1e-3)
+    worth = lambda x: jnp.sin(3.0 * x[:, 0])  # noqa: E731
+
+    def priced(nodes):
+        hills = lambda z: 5.0 + 5.0 * jnp.sin(2.0 * z[..., 0]) * jnp.cos(2.0 * z[..., 1])  # noqa: E731
+        return hills(nodes), jax.grad(lambda z: jnp.sum(hills(z)))(nodes)
+
+    @jax.jit
+    def total(paths):
+        return action(paths, starts, priced(paths[1:])[0]) - worth(paths[-1])
+
+    step = jax.jit(lambda paths, damping: improve(paths, starts, damping, priced, worth, 0.0))
+    for _ in range(20):
+        better = step(paths, damping)
+        assert (total(better.paths) <= total(paths) + 1e-12).all()
+        kept = ~np.asarray(better.accepted)
+        np.testing.assert_array_equal(better.paths[:, kept], paths[:, kept])
+        assert (better.damping[kept] >= damping[kept]).all()
+        paths, damping = better.paths, better.damping
+    assert not kept.all()
+
+
+def test_blur_of_a_step_is_the_normal_distribution():
+    """`U = 1{x > 0}`, blurred by h, has the value Φ(x/h) and the slope φ(x/h)/h."""
+    half = jax.random.normal(KEY, (50_000, 1))
+    x = jnp.linspace(-0.3, 0.3, 5)
+    value, slope = blurred(
+        lambda x: (x[:, 0] > 0.0).astype(float),
+        x[None, :, None],
+        jnp.concatenate([half, -half]),
+        0.2,
+    )
+    np.testing.assert_allclose(value[0], norm.cdf(x / 0.2), atol=0.01)
+    np.testing.assert_allclose(slope[0, :, 0], norm.pdf(x / 0.2) / 0.2, rtol=0.05)
+
+
+def test_places_on_paths_at_any_time():
+    paths = jnp.stack([jnp.linspace(0.0, 1.0, K + 1), jnp.linspace(3.0, 5.0, K + 1)], 1)[..., None]
+    starts = jnp.array([0.0, 0.5])
+    times = jnp.array([[0.0, 0.0], [0.3, 0.6], [1.0, 1.0]])
+    found = at_times(paths, starts, jnp.array([0, 1]), times)
+    np.testing.assert_allclose(found[..., 0], [[0.0, 3.0], [0.3, 3.4], [1.0, 5.0]], atol=1e-12)
+
+
+def test_without_a_price_paths_are_straight():
+    start = jax.random.normal(KEY, (K + 1, 5, 2))
+    found = converged(start, jnp.zeros(5), nothing, lambda x: x @ jnp.array([1.0, -2.0]))
+    share = np.linspace(0.0, 1.0, K + 1)[:, None, None]
+    np.testing.assert_allclose(
+        found, np.asarray(start[0]) + share * np.array([1.0, -2.0]), atol=1e-6
+    )
