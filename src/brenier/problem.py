@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from brenier.costs import Cost, Quadratic
+from brenier.costs import Cost, as_cost
 from brenier.errors import InputError
 from brenier.samplers import Sampler, as_sampler
 from brenier.state_costs import StateCost, as_state_cost
@@ -20,7 +20,7 @@ class TransportProblem:
     Args:
         source, target: samples of `μ` and `ν`: an array (n, d), a memory-mapped `.npy` (or its path), or a function
             `(key, n) -> (n, d)`. The two sides may differ in size, not in dimension.
-        cost: `L`, quadratic with the ½ by default.
+        cost: `L`, one of `brenier.costs` or a cost of OTT-JAX; quadratic with the ½ by default.
         state_cost: `U(x) >= 0`, the price of being at `x` per unit time: a `brenier.state_costs.StateCost`, shapes,
             or a function of one point (or of a batch, with an attribute `batched = True`), in JAX or not.
         noise: `σ >= 0`.
@@ -38,7 +38,7 @@ class TransportProblem:
         self,
         source: Any,
         target: Any,
-        cost: Cost | None = None,
+        cost: Any = None,
         state_cost: Any = None,
         noise: float = 0.0,
     ):
@@ -51,11 +51,7 @@ class TransportProblem:
             )
         if not 0.0 <= noise < float("inf"):
             raise InputError(f"Expected noise to be a finite number >= 0, found {noise}.")
-        self.cost = Quadratic() if cost is None else cost
-        if not isinstance(self.cost, Cost):
-            raise InputError(
-                f"Expected cost to be a brenier.costs.Cost, found {type(cost).__name__}."
-            )
+        self.cost: Cost = as_cost(cost, self.dim)
         self.state_cost: StateCost | None = None
         if state_cost is not None:
             points = self.source.pool(16, 0)

@@ -86,10 +86,10 @@ class HeldOut:
         }
 
 
-def dual_cost(transport: Transport, problem: TransportProblem, scale: float) -> dict[str, float]:
+def dual_cost(transport: Transport, problem: TransportProblem, unit: float) -> dict[str, float]:
     """The optimal cost as the dual value over up to 100 000 training samples a side, and its standard error.
 
-    In the units of the data; empty where the potential was not trained for it.
+    Times `unit`, the worth of a unit of the problem's cost; empty where the potential was not trained for it.
     """
     pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
@@ -102,8 +102,8 @@ def dual_cost(transport: Transport, problem: TransportProblem, scale: float) -> 
     at_x, at_y = (np.concatenate(side) for side in zip(*parts, strict=True))
     error = np.sqrt((at_x.var() + at_y.var()) / len(at_x))
     return {
-        "cost": scale**2 * float(at_x.mean() + at_y.mean()),
-        "cost_standard_error": scale**2 * float(error),
+        "cost": unit * float(at_x.mean() + at_y.mean()),
+        "cost_standard_error": unit * float(error),
     }
 
 

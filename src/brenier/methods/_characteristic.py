@@ -16,7 +16,7 @@ import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
-from brenier.costs import Cost
+from brenier.costs import Cost, Quadratic
 from brenier.discrepancies import Statistic, energy_distance
 from brenier.errors import UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
@@ -128,7 +128,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             )
         if problem.noise > 0.0:
             raise UnsupportedProblemError(f"{name} needs noise=0, found {problem.noise}.")
-        if self.gaussian_start and not problem.cost.galilean:
+        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
             raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:

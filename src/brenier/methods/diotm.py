@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Cost
+from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import pde_residual
@@ -120,7 +120,7 @@ class DIOTM(PresetMethod[DIOTMState]):
         residual: "absolute" as published, or "squared".
         hj_weight: of the regulariser.
         alpha, penalty: the paper's `α` and `λ`, which set `hj_weight = 2αλ`.
-        pair_coordinates: train in `PairCoordinates`, which start at the linear map (quadratic cost only).
+        pair_coordinates: train in `PairCoordinates`, which start at the linear map, where the cost is quadratic.
         gaussian_start: start the maps at the linear optimal map, in place of pair coordinates.
         scale_inputs: centre and scale the data by one common scalar.
         steps: planned steps of the potential.
@@ -206,11 +206,8 @@ class DIOTM(PresetMethod[DIOTMState]):
             raise UnsupportedProblemError(
                 f"DIOTM needs noise=0, found {problem.noise}; use brenier.HOTA."
             )
-        for name in ("pair_coordinates", "gaussian_start"):
-            if getattr(self, name) and not problem.cost.galilean:
-                raise UnsupportedProblemError(
-                    f"{name} keeps the optimal coupling of the quadratic cost only; pass {name}=False."
-                )
+        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
+            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +216,8 @@ class DIOTM(PresetMethod[DIOTMState]):
         pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         pair = None
         matrices: tuple[Any, Any] = (None, None)
-        if self.pair_coordinates and not self.gaussian_start:
+        paired = self.pair_coordinates and isinstance(problem.cost, Quadratic)
+        if paired and not self.gaussian_start:
             pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
         elif self.gaussian_start:
             linear = GaussianPotential.from_samples(*pool)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Cost
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.costs import Cost, Quadratic
+from brenier.errors import InputError
 from brenier.hamiltonian import backward_map, implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
@@ -57,7 +57,7 @@ class NCF(CharacteristicMethod):
     Args:
         preset: "default" for our recipe, "published" for the paper's; `None` below means the preset's value.
         objective: "dual", which sees fine detail that the energy distance is blind to, or "energy".
-        pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map (quadratic cost only).
+        pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map, if the cost is quadratic.
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
         widths: of the network's layers, where it has several; by dimension where left out.
         activation: see `brenier.networks.ACTIVATIONS`.
@@ -107,13 +107,6 @@ class NCF(CharacteristicMethod):
         if self.pair_coordinates and self.objective != "dual":
             raise InputError('pair_coordinates=True needs objective="dual".')
 
-    def check(self, problem: TransportProblem) -> None:
-        super().check(problem)
-        if self.pair_coordinates and not problem.cost.galilean:
-            raise UnsupportedProblemError(
-                "Pair coordinates keep the optimal coupling of the quadratic cost only; pass pair_coordinates=False."
-            )
-
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
     ) -> Float[Array, "n"]:
@@ -141,7 +134,7 @@ class NCF(CharacteristicMethod):
         # Copied, for a network of the user's would be both ends, and a donated state holds no buffer twice.
         slices = jax.tree.map(jnp.copy, cast(EndSlices(start, end, jnp.zeros(())), problem.dtype))
         pair = None
-        if self.pair_coordinates:
+        if self.pair_coordinates and isinstance(problem.cost, Quadratic):
             pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
             pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
         return CharacteristicState(
