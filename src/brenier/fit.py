@@ -395,9 +395,11 @@ class _Run:
     def _solution(self, status: str, hint: str | None = None) -> Solution:
         p = self.progress
         scores: dict[str, float] = {}
+        classes: dict[str, dict[str, float]] = {}
         if self.held_out is not None:
             scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
             scores |= self._cost()
+            classes = self.held_out.class_scores(self.kept)
             if status == "completed" and scores["ratio"] <= 1.0:
                 status = "matched"
         total = self._elapsed()
@@ -413,6 +415,7 @@ class _Run:
             noise=self.problem.noise,
             cost=type(self.problem.cost).__name__,
             cost_at_probes=self._cost_at_probes(),
+            classes=classes,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=_versions(),
@@ -503,7 +506,8 @@ class _Programs:
         """
         if problem.state_cost is not None:
             return cls(method, problem)
-        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost)
+        classes = len(problem.classes)
+        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost, classes)
         try:
             programs = _shared.pop(kind, None) or cls(method, problem)
         except TypeError:  # not hashable

@@ -18,7 +18,15 @@ from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import pde_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, averaged, cast, decay
+from brenier.methods._base import (
+    FROM_PRESET,
+    Expected,
+    PresetMethod,
+    averaged,
+    cast,
+    decay,
+    refuse_classes,
+)
 from brenier.networks import MLP, DenseQuadratic, ResidualMap, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -202,6 +210,7 @@ class DIOTM(PresetMethod[DIOTMState]):
             raise UnsupportedProblemError(
                 "DIOTM moves points along straight lines and cannot take a state_cost; use brenier.HOTA."
             )
+        refuse_classes(problem, "DIOTM")
         if problem.noise > 0.0:
             raise UnsupportedProblemError(
                 f"DIOTM needs noise=0, found {problem.noise}; use brenier.HOTA."

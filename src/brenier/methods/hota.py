@@ -17,7 +17,15 @@ from brenier.coordinates import Frame
 from brenier.flow import FlowTransport, simulate, velocities
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, turning
-from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, cast, decay, with_base
+from brenier.methods._base import (
+    FROM_PRESET,
+    Expected,
+    PresetMethod,
+    cast,
+    decay,
+    refuse_classes,
+    with_base,
+)
 from brenier.networks import MLP, FiLM, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -195,7 +203,7 @@ class HOTA(PresetMethod[HOTAState]):
         return False
 
     def check(self, problem: TransportProblem) -> None:
-        del problem  # any cost, state cost and noise
+        refuse_classes(problem, "HOTA")
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
@@ -53,6 +53,10 @@ class NCF(CharacteristicMethod):
     over the slice at t = 0. The slice at t = 1 proposes the minimisers, `S(y)`; a batch solver finishes them; the slice
     then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. The potential in
     between follows from its ends.
+
+    Samples with class labels move within their class: the energy distance is the mean over the classes of their own
+    (section "class-conditional"), and the minimum of the dual is over the own class. The potential has no label as
+    input, so the classes of either side must lie apart.
 
     Args:
         preset: "default" for our recipe, "published" for the paper's; `None` below means the preset's value.
@@ -158,13 +162,18 @@ class NCF(CharacteristicMethod):
             return super().step(problem, state, batch, key, progress)
         x, y = _in_pair_coordinates(state.base, *batch)
         return self.update(
-            lambda slices: self._dual_loss(slices, problem.cost, x, y),
+            lambda slices: self._dual_loss(slices, problem.cost, x, y, len(problem.classes)),
             state,
             progress,
         )
 
     def _dual_loss(
-        self, u: EndSlices, cost: Cost, x: Float[Array, "n d"], y: Float[Array, "m d"]
+        self,
+        u: EndSlices,
+        cost: Cost,
+        x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
         at_x = _at_start(u, x)
@@ -177,6 +186,7 @@ class NCF(CharacteristicMethod):
                 y,
                 jax.lax.stop_gradient(preimages),
                 tolerance,
+                classes,
             )
         )
         at_feet = _at_start(u, feet)
@@ -207,27 +217,39 @@ class NCF(CharacteristicMethod):
         y: Float[Array, "m d"],
         proposed: Float[Array, "m d"],
         tolerance: jax.Array,
+        classes: int,
     ) -> tuple[Float[Array, "m d"], Float[Array, "m"], jax.Array]:
         """Minimisers of `u(0, ·) + c(·, y)`, which of them the solver has found, and its iterations.
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
         not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
         dual cannot run away.
+
+        With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
+        is nearer than one of that class.
         """
         discrete = at_x[:, None] + cost.pairwise(x, y)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
+        if classes:
+            own = _blocks(y, classes)
+            discrete = jnp.where(_blocks(x, classes)[:, None] == own[None], discrete, jnp.inf)
+            at_proposed = jnp.where(_nearest(x, proposed, classes) == own, at_proposed, jnp.inf)
         better = jnp.min(discrete, axis=0) < at_proposed
+        start = jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed)
         solved = solve_feet(
             u.start,
             cost,
             y,
-            jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed),
+            start,
             tolerance=tolerance,
             enough=0.98,
             max_iterations=self.foot_iterations,
         )
-        found = solved.misses <= _UNSOLVED * tolerance
-        return solved.points, found.astype(x.dtype), solved.iterations
+        feet, found = solved.points, solved.misses <= _UNSOLVED * tolerance
+        if classes:
+            stayed = _nearest(x, feet, classes) == _blocks(y, classes)
+            feet, found = jnp.where(stayed[:, None], feet, start), found & stayed
+        return feet, found.astype(x.dtype), solved.iterations
 
     def extract(
         self, problem: TransportProblem, state: CharacteristicState, frame: Frame
@@ -240,6 +262,16 @@ class NCF(CharacteristicMethod):
 
 def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
     return jax.vmap(lambda x: u.start(jnp.zeros((), x.dtype), x))(x)
+
+
+def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
+    """The class of each point of a batch."""
+    return jnp.arange(len(x)) // (len(x) // classes)
+
+
+def _nearest(x: Float[Array, "n d"], points: Float[Array, "m d"], classes: int) -> Int[Array, "m"]:
+    """The class of the sample in the batch `x` that is nearest to each of `points`."""
+    return jnp.argmin(Quadratic().pairwise(x, points), axis=0) // (len(x) // classes)
 
 
 def _in_pair_coordinates(
