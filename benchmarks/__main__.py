@@ -8,7 +8,9 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    classes,
     color,
+    costs,
     digits,
     energy,
     gaussian,
@@ -25,7 +27,8 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
+        *(gaussian, ablation, toys, w2, costs, classes),
+        *(interpolation, obstacles, color, digits),
         *(energy, step, throughput),
     )
 }
