@@ -1,7 +1,7 @@
 """Classes: how many held-out points keep theirs, with the labels and without.
 
-The classes of the source lie on a circle. Those of the target lie on it in another order, so that the cheapest map, which
-moves every point as little as possible, would change the class of nearly all.
+The classes of the source lie on a circle. Those of the target lie on it in another order, so that the cheapest map,
+which moves every point as little as possible, would change the class of nearly all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Costs: how close the map of each cost is to the exact one, on a line and in the plane.
 
-On the line a Gaussian to two overlapping modes, by the quantile map; in the plane a Gaussian to one of twice its size, by
-`T(x) = 2x`. Both are optimal for every convex cost, the dilation because its potential `u(0, x) = L(x)` is convex. The
-error is the root mean square distance to the exact image over the target's standard deviation.
+On the line a Gaussian to two overlapping modes, by the quantile map; in the plane a Gaussian to one of twice its size,
+by `T(x) = 2x`. Both are optimal for every convex cost, the dilation because its potential `u(0, x) = L(x)` is convex.
+The error is the root mean square distance to the exact image over the target's standard deviation.
 """
 
 from __future__ import annotations
