@@ -177,7 +177,9 @@ def test_feet_stay_in_their_class():
     given = (downwards, x, 2.0 * x[:, 1], brenier.costs.Quadratic(), y, y, jnp.asarray(0.05))
     feet = {classes: brenier.NCF()._feet(*given, classes)[0] for classes in (0, 3)}
     own = jnp.arange(60) // 20
-    nearest = {k: jnp.argmin(jnp.sum((x[:, None] - f) ** 2, -1), 0) // 20 for k, f in feet.items()}
+    nearest = {
+        k: jnp.argmin(jnp.sum((x[:, None] - f[None]) ** 2, -1), 0) // 20 for k, f in feet.items()
+    }
     assert jnp.mean(nearest[0] == own) < 0.5
     assert jnp.all(nearest[3] == own)
 

@@ -491,7 +491,11 @@ def info(map_file: MapFile, as_json: Json = False) -> None:
 
     def text() -> str:
         details = {"dimension": facts["dimension"], "numbers in the map": facts["numbers"]}
-        details |= {key: value for key, value in _flat(solution.info) if value is not None}
+        details |= {
+            key: value
+            for key, value in _flat(solution.info)
+            if value is not None and key != "cost at probes"  # digits that are not for reading
+        }
         rows = [f"{name:28} {value}" for name, value in details.items()]
         return "\n".join([solution.message, _scores_line(solution.scores), *rows])
 

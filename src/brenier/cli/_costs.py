@@ -34,7 +34,11 @@ def read_cost(text: str) -> costs.Cost:
         raise InputError(f"Expected --cost quadratic without a parameter, found '{text}'.")
     if not given and name in ("power", "coordinatewise-power", "squared-norm"):
         raise InputError(f"Expected --cost {name} with an exponent, as in {name}:1.5.")
+    if not given:
+        return NAMES[name]()
     try:
-        return NAMES[name](*([parameter] if given else []))
+        return NAMES[name](float(parameter))
     except InputError as error:
         raise InputError(f"--cost {text}: {error}") from None
+    except ValueError:
+        raise InputError(f"Expected a number after --cost {name}:, found '{parameter}'.") from None

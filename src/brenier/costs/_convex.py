@@ -107,12 +107,14 @@ def _levenberg(misfit: Callable[[Point], Point], v: Point, p: Point, least: floa
         size = jnp.sqrt(f @ f)
         # Where there is no curvature, as in |v|⁴ at 0, the misfit itself says how short a step must be.
         shift = damping * (jnp.trace(curvature) / len(v) + size / (1.0 + jnp.sqrt(v @ v)))
-        new = v - jnp.linalg.solve(curvature + shift * jnp.eye(len(v), dtype=v.dtype), f)
-        f_new = misfit(new)
-        left = (f_new @ f_new) / (f @ f)
-        # A step that hardly helps has overshot, and without more damping the next one would go back.
-        factor = jnp.where(left < 0.25, 0.1, jnp.where(left < 1.0, 3.0, 10.0))
-        v, f = jnp.where(left < 1.0, new, v), jnp.where(left < 1.0, f_new, f)
+        step = jnp.linalg.solve(curvature + shift * jnp.eye(len(v), dtype=v.dtype), f)
+        f_new = misfit(v - step)
+        gained = size - jnp.sqrt(f_new @ f_new)
+        # Of a linear map shift * step would be left. One that falls short of that by far has overshot, and with no more
+        # damping the next step would go back.
+        promise = gained / (size - shift * jnp.sqrt(step @ step))
+        factor = jnp.where(promise > 0.5, 0.1, jnp.where(promise > 0.1, 1.0, 10.0))
+        v, f = jnp.where(gained > 0.0, v - step, v), jnp.where(gained > 0.0, f_new, f)
         return k + 1, v, f, damping * factor.astype(v.dtype)
 
     first = (jnp.zeros((), jnp.int32), v, misfit(v), jnp.full((), 1e-3, v.dtype))
