@@ -137,8 +137,8 @@ def dual_cost(transport: Transport, problem: TransportProblem, unit: float) -> d
     n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
     parts: list[Any] = []
     for start in range(0, min(len(pool) for pool in pools) - n + 1, n):
-        chunk = (jnp.asarray(pool[start : start + n]) for pool in pools)
-        terms = _dual_terms(transport, *chunk, max(len(problem.classes), 1))
+        x, y = (jnp.asarray(pool[start : start + n]) for pool in pools)
+        terms = _dual_terms(transport, x, y, max(len(problem.classes), 1))
         if terms is None:
             return {}
         parts.append([np.asarray(t, np.float64) for t in terms])

@@ -21,6 +21,7 @@ def as_cost(cost: Any, dim: int) -> Cost:
     Args:
         cost: a `Cost`; `None` for the quadratic one; or a translation-invariant cost `h(x - y)` of OTT-JAX. Of those,
             `SqEuclidean` and `EuclideanP(p)` lack our factor ½ and 1/p: the map is the same, our cost that much less.
+            Those without a counterpart here become a `ConvexCost`; make one yourself for another `reach`.
         dim: d.
 
     Raises:
@@ -40,11 +41,15 @@ def as_cost(cost: Any, dim: int) -> Cost:
             f"Expected cost to be a brenier.costs.Cost, found {type(cost).__name__}; "
             "of a function L(v) make brenier.costs.ConvexCost(L, dim)."
         )
-    own = {Mahalanobis: lambda: len(cost.metric), ConvexCost: lambda: cost.dim}.get(type(cost))
-    if own is not None and own() != dim:
+    own = dim
+    if isinstance(cost, Mahalanobis):
+        own = len(cost.metric)
+    elif isinstance(cost, ConvexCost):
+        own = cost.dim
+    if own != dim:
         raise InputError(
             f"Expected a cost of velocities with {dim} coordinates, as the points have; "
-            f"found {type(cost).__name__} for {own()}."
+            f"found {type(cost).__name__} for {own}."
         )
     return cost
 
@@ -57,7 +62,8 @@ def fingerprint(cost: Cost, dim: int) -> np.ndarray:
 
 
 def _from_ott(cost: Any, dim: int) -> Cost:
-    from ott.geometry import costs  # whoever has such an object has the package
+    # Whoever has such an object has the package.
+    from ott.geometry import costs  # pyright: ignore[reportMissingImports]
 
     match cost:
         case costs.SqEuclidean():
