@@ -91,6 +91,12 @@ def test_problems_are_refused(changes, message):
         problem(**changes)
 
 
+def test_a_side_cannot_lose_its_labels():
+    with pytest.raises(InputError, match="both sides"):
+        problem().replace(source=X)
+    assert problem().replace(noise=0.1).classes == ("cat", "dog", "eel")
+
+
 def test_numbers_and_strings_are_different_classes():
     with pytest.raises(InputError, match="0, 1, '0', '1'"):
         problem(X[:4], [0, 0, 1, 1], Y[:4], ["0", "0", "1", "1"])

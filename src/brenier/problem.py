@@ -59,6 +59,8 @@ class TransportProblem:
                 "Source and target must have the same dimension; "
                 f"found {self.source.dim} and {self.target.dim} columns."
             )
+        if self.source.classes != self.target.classes:
+            raise InputError("Expected class labels for both sides or for none; give them again.")
         if not 0.0 <= noise < float("inf"):
             raise InputError(f"Expected noise to be a finite number >= 0, found {noise}.")
         self.cost: Cost = as_cost(cost, self.dim)
