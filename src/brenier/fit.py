@@ -374,7 +374,9 @@ class _Run:
 
     def _cost(self) -> dict[str, float]:
         """The dual value in the user's units; the frame's own motion costs `L(q)`."""
-        found = dual_cost(self.kept, self.inner, self.unit)
+        # The kept map is without its frame; a framed cost, unlike a homogeneous one, knows its unit even so.
+        known = float(price(self.inner.cost, 1.0))
+        found = dual_cost(self.kept, self.inner, self.unit / known)
         if found and self.problem.cost.galilean:
             found["cost"] += float(self.problem.cost.lagrangian(jnp.asarray(self.frame.drift)))
         return found
