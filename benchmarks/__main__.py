@@ -9,7 +9,9 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    classes,
     color,
+    costs,
     digits,
     energy,
     gaussian,
@@ -27,8 +29,8 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, toys, w2, interpolation, agreement, obstacles, color, digits),
-        *(energy, step, throughput, latency),
+        *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement),
+        *(obstacles, color, digits, energy, step, throughput, latency),
     )
 }
 

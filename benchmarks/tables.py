@@ -10,7 +10,9 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    classes,
     color,
+    costs,
     digits,
     energy,
     gaussian,
@@ -29,6 +31,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "ncf-ablation": ablation.table,
     "toys": toys.table,
     "toys-pairs": toys.pairs_table,
+    "costs": costs.table,
+    "classes": classes.table,
     "color": color.table,
     "digits": digits.table,
     "obstacles": obstacles.table,

@@ -127,8 +127,9 @@ def test_refitting_forgets():
     [
         ({"Xs": X}, "Xt is missing"),
         ({"Xt": Y}, "Xs is missing"),
-        ({"Xs": X, "Xt": Y, "ys": np.zeros(400)}, "labels"),
-        ({"Xs": X, "Xt": Y, "yt": np.zeros(450)}, "labels"),
+        ({"Xs": X, "Xt": Y, "ys": np.zeros(400)}, "none for the target"),
+        ({"Xs": X, "Xt": Y, "yt": np.zeros(450)}, "none for the source"),
+        ({"Xs": X, "Xt": Y, "ys": np.zeros(400), "yt": np.ones(450)}, "0, 1 on one side only"),
         ({"Xs": X[:, 0], "Xt": Y}, "reshape"),
         ({"Xs": X, "Xt": Y[:, :1]}, "same dimension"),
         ({"Xs": np.where(X > 2, np.nan, X), "Xt": Y}, "Xs has NaN"),

@@ -12,7 +12,7 @@ import pytest
 import brenier
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
-from brenier.errors import BrenierWarning, InputError, UnsupportedProblemError
+from brenier.errors import BrenierWarning, InputError
 from brenier.gaussian import GaussianPotential, gaussian_cost
 from brenier.hamiltonian import forward_map, pde_residual, velocity
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
@@ -196,26 +196,26 @@ def test_far_modes_do_not_make_the_dual_run_away():
     assert np.abs(solution.transport.inverse(y)).max() < 10.0
 
 
+class Quartic(Cost):
+    def lagrangian(self, v):
+        return jnp.sum(v**4) / 4
+
+    def hamiltonian(self, p):
+        return 0.75 * jnp.sum(jnp.abs(p) ** (4 / 3))
+
+    def grad_lagrangian(self, v):
+        return v**3
+
+    def grad_hamiltonian(self, p):
+        return jnp.cbrt(p)
+
+
 def test_pair_coordinates_are_for_the_quadratic_cost():
-    class Quartic(Cost):
-        def lagrangian(self, v):
-            return jnp.sum(v**4) / 4
-
-        def hamiltonian(self, p):
-            return 0.75 * jnp.sum(jnp.abs(p) ** (4 / 3))
-
-        def grad_lagrangian(self, v):
-            return v**3
-
-        def grad_hamiltonian(self, p):
-            return jnp.cbrt(p)
-
-        @property
-        def galilean(self):
-            return False
-
-    with pytest.raises(UnsupportedProblemError, match="pair_coordinates=False"):
-        brenier.NCF().check(brenier.TransportProblem(X, Y, cost=Quartic()))
+    for cost in (Quadratic(), Quartic()):
+        state = brenier.NCF(widths=(4, 4, 4)).init(
+            brenier.TransportProblem(X, Y, cost=cost), jax.random.key(0)
+        )
+        assert (state.base is not None) == isinstance(cost, Quadratic)
     with pytest.raises(InputError, match="needs objective"):
         brenier.NCF(objective="energy", pair_coordinates=True)
     with pytest.raises(InputError, match="objective to be dual or energy"):

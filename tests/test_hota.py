@@ -191,7 +191,8 @@ class TestTraining:
         assert brenier.metrics.uvp(solution.transport.forward(X), LINEAR.forward(X)) < 1.0
         u = solution.potential
         at = [
-            np.mean(jax.vmap(lambda x, t=t: u(t, x))(jnp.asarray(p))) for t, p in enumerate((X, Y))
+            np.mean(jax.vmap(lambda x, t=t: u(jnp.asarray(float(t)), x))(jnp.asarray(p)))
+            for t, p in enumerate((X, Y))
         ]
         exact = 0.5 * np.mean(np.sum((LINEAR.forward(X) - X) ** 2, axis=1))
         np.testing.assert_allclose(at[1] - at[0], exact, rtol=0.02)

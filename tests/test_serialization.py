@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Quadratic
+from brenier.costs import (
+    CoordinatewisePower,
+    Cosh,
+    FramedCost,
+    Mahalanobis,
+    Power,
+    PseudoHuber,
+    Quadratic,
+    Relativistic,
+    SquaredNorm,
+)
 from brenier.errors import BrenierWarning, FileFormatError, InputError, OutputError
 from brenier.files import read_container, write_container
 from brenier.flow import FlowTransport
@@ -87,6 +97,26 @@ def images():
     return make(u, transport=MapTransport(u, Frame.identity(2), Quadratic(), own, own))
 
 
+COSTS = {
+    type(cost).__name__: cost
+    for cost in (
+        Mahalanobis([[2.0, 0.3], [0.3, 0.5]]),
+        Power(3),
+        CoordinatewisePower(1.5),
+        SquaredNorm(4),
+        PseudoHuber(0.5),
+        Relativistic(9.0),
+        Cosh(),
+        FramedCost(Cosh(), 3.0, 9.0),
+    )
+}
+
+
+def with_cost(cost):
+    network = MLP(2, (3,), key=KEY)
+    return make(network, transport=CharacteristicTransport(network, Frame.identity(2), cost))
+
+
 def small():
     return make(MLP(2, (3,), key=KEY))
 
@@ -134,6 +164,11 @@ class TestRoundTrip:
         expected = build().transport.forward(points)
         assert loaded.transport.forward(points).tobytes() == expected.tobytes()
 
+    @pytest.mark.parametrize("name", COSTS)
+    def test_costs(self, tmp_path, name):
+        save(tmp_path / "a", with_cost(COSTS[name]))
+        assert_same_bits(load(tmp_path / "a"), with_cost(COSTS[name]))
+
     def test_covers_every_class(self):
         """A class added to the closed list needs a round trip above."""
 
@@ -148,6 +183,7 @@ class TestRoundTrip:
 
         solutions = [build() for build in (flow, maps, images)]
         solutions += [make(build(2)) for build in NETWORKS.values()]
+        solutions += [with_cost(cost) for cost in COSTS.values()]
         seen = set().union(*map(classes, solutions))
         assert set(CLASSES.values()) <= seen
 

@@ -3,12 +3,13 @@
 Losses have comparable weights, and float32 keeps its digits, when both sides are centred and have unit size.
 One common scalar is allowed; a scale per axis would change the cost and with it the optimal map.
 
-For the quadratic cost each side may be centred at its own mean. The substitution is a Galilean change of frame:
-with `c_t = (1 - t) c0 + t c1`, `q = c1 - c0` and `x = c_t + s z`,
+With `c_t = (1 - t) c0 + t c1`, `q = c1 - c0` and `x = c_t + s z`,
 
-    u(t, x) = s² w(t, z) + q·(x - c_t) + ½ t |q|²
+    u(t, x) = κ w(t, z) + ∇L(q)·(x - c_t) + t L(q)
 
-solves the Hamilton–Jacobi equation in `x` exactly when `w` solves it in `z`, and a pure translation becomes `w = 0`.
+solves the Hamilton–Jacobi equation in `x` exactly when `w` solves it in `z` for the cost `L(s w) / κ` there
+(`brenier.costs.framed`; `κ = s²` for the quadratic cost, which stays as it is). For quadratic forms each side may be
+centred at its own mean, a Galilean change of frame, and a pure translation becomes `w = 0`; for other costs `q = 0`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from brenier.costs import Cost, Quadratic, price
 from brenier.gaussian import GaussianPotential
 from brenier.typing import Point, Potential, Scalar
 
@@ -106,18 +108,27 @@ class Frame(eqx.Module):
 class FramedPotential(eqx.Module):
     """`u(t, x)` in the user's coordinates from `w(t, z)` in a frame's.
 
+    Attributes:
+        inner: `w`.
+        frame: the change of coordinates.
+        cost: the cost in the frame's coordinates.
+
     Example:
-        The potential of a pure translation by `q` has `w = 0` and gradient `q` everywhere.
+        The potential of a pure translation by `q` has `w = 0` and, for the quadratic cost, gradient `q` everywhere.
     """
 
     inner: Potential
     frame: Frame
+    cost: Cost = Quadratic()
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
         frame = self.frame
         q, scale = frame._cast(x, frame.drift, frame.scale)
         z = frame.encode(t, x)
-        return scale**2 * self.inner(t, z) + scale * (q @ z) + 0.5 * t * (q @ q)
+        u = price(self.cost, scale) * self.inner(t, z)
+        if not self.cost.galilean:
+            return u
+        return u + scale * (self.cost.grad_lagrangian(q) @ z) + t * self.cost.lagrangian(q)
 
 
 class PairCoordinates(eqx.Module):

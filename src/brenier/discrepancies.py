@@ -90,6 +90,33 @@ def energy_distance(
     return _estimate(_setting(_pairwise, statistic=statistic, chunk=chunk_size), x, y)
 
 
+def classwise_energy_distance(
+    x: ArrayLike, y: ArrayLike, classes: int, *, statistic: Statistic = "U"
+) -> Float[Array, "classes"]:
+    """The energy distance of each class of `x` to the same class of `y`.
+
+    Args:
+        x, y: shape (n, d) and (m, d), in `classes` blocks of equal length, one class after the other.
+        classes: their number; one compares all points.
+        statistic: "U" or "V".
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [5.0], [6.0]])
+        >>> classwise_energy_distance(x, x[::-1], 1).item() < 0.0  # the U-statistic of a match
+        True
+        >>> [round(e, 4) for e in classwise_energy_distance(x, x[::-1], 2).tolist()]
+        [8.0, 8.0]
+
+    Reference:
+        Park, Liu, Zhou and Osher 2026, "Neural Hamilton-Jacobi Characteristic Flows for Optimal Transport", the
+        class-conditional loss.
+    """
+    if classes == 1:  # the chunks of one long pair of samples are larger
+        return energy_distance(x, y, statistic=statistic)[None]
+    x, y = (jnp.asarray(side).reshape(classes, -1, side.shape[1]) for side in (x, y))
+    return jax.vmap(partial(energy_distance, statistic=statistic))(x, y)
+
+
 def sliced_energy_distance(
     x: ArrayLike,
     y: ArrayLike,

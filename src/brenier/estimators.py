@@ -39,8 +39,8 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
     def _method(self) -> Method[Any]:
         """The method with this estimator's options."""
 
-    def _problem(self, source: Any, target: Any) -> TransportProblem:
-        return TransportProblem(source, target)
+    def _problem(self, source: Any, target: Any, **labels: Any) -> TransportProblem:
+        return TransportProblem(source, target, **labels)
 
     @property
     def _stops_early(self) -> bool:
@@ -49,16 +49,15 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
     def fit(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> Self:
         """Fit the map from `Xs` (n, d) to `Xt` (m, d).
 
-        Labels `ys`, `yt` are part of the signature of POT but are not used yet: passing them is an error.
+        With labels `ys` (n,) and `yt` (m,), whole numbers or strings, each class is moved onto the class of the same
+        label. Every class counts alike, whatever its share of the points is; -1 stands for no label, and such points
+        are left out.
 
         Raises:
-            InputError: data or options that cannot be used.
+            InputError: data, labels or options that cannot be used; a class on one side only.
+            UnsupportedProblemError: labels for a method that knows no classes.
             DivergenceError: the fit diverged.
         """
-        if ys is not None or yt is not None:
-            raise InputError(
-                "Class labels (ys, yt) are not supported yet; leave them out, or fit one map per class."
-            )
         if Xs is None or Xt is None:
             missing = "Xs" if Xs is None else "Xt"
             raise InputError(f"fit needs both Xs and Xt; {missing} is missing.")
@@ -66,7 +65,9 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
         seed = self.random_state
         if not isinstance(seed, numbers.Integral):
             seed = check_random_state(seed).randint(2**31 - 1)
-        problem = self._problem(_points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt"))
+        sides = _points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt")
+        labels = {"source_labels": ys, "target_labels": yt}
+        problem = self._problem(*sides, **labels)
         self.solution_ = fit(
             problem,
             method,
@@ -135,6 +136,7 @@ class NCFTransport(TransportEstimator):
     Args:
         preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
         objective: "dual" (our default) or "energy"; see `brenier.NCF`.
+        cost: one of `brenier.costs`; quadratic by default.
         steps: optimiser steps planned; early stopping may end sooner.
         batch_size: samples a side and step.
         learning_rate: peak step size.
@@ -165,6 +167,7 @@ class NCFTransport(TransportEstimator):
         preset: str = "default",
         *,
         objective: str | None = None,
+        cost: Any = None,
         steps: int | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
@@ -179,6 +182,7 @@ class NCFTransport(TransportEstimator):
     ):
         self.preset = preset
         self.objective = objective
+        self.cost = cost
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -193,6 +197,9 @@ class NCFTransport(TransportEstimator):
 
     def _method(self) -> NCF:
         return NCF(**_options(self, NCF))
+
+    def _problem(self, source: Any, target: Any, **labels: Any) -> TransportProblem:
+        return TransportProblem(source, target, self.cost, **labels)
 
     @property
     def _stops_early(self) -> bool:
@@ -267,8 +274,10 @@ class HOTATransport(TransportEstimator):
     def _method(self) -> HOTA:
         return HOTA(**_options(self, HOTA))
 
-    def _problem(self, source: Any, target: Any) -> TransportProblem:
-        return TransportProblem(source, target, state_cost=self.state_cost, noise=self.noise)
+    def _problem(self, source: Any, target: Any, **labels: Any) -> TransportProblem:
+        return TransportProblem(
+            source, target, state_cost=self.state_cost, noise=self.noise, **labels
+        )
 
 
 class DIOTMTransport(TransportEstimator):

@@ -27,6 +27,7 @@ import numpy as np
 from brenier.callbacks import Callback, Event
 from brenier.checkpoint import read_checkpoint, write_checkpoint
 from brenier.coordinates import Frame
+from brenier.costs import fingerprint, framed, price
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.methods import Method
 from brenier.problem import TransportProblem
@@ -189,13 +190,17 @@ class _Run:
             if method.scaled
             else Frame.identity(problem.dim)
         )
-        encode = self.frame.encode
+        encode, scale = self.frame.encode, float(self.frame.scale)
+        cost = framed(problem.cost, scale, problem.dim) if method.scaled else problem.cost
+        self.unit = float(price(cost, scale))
         # Inside the loop everything lives in the frame: a problem with the same optimal coupling.
         self.inner = problem.replace(
             source=source.encoded(partial(encode, 0.0), dtype),
             target=target.encoded(partial(encode, 1.0), dtype),
-            state_cost=problem.state_cost and FramedStateCost(problem.state_cost, self.frame),
-            noise=problem.noise / float(self.frame.scale),
+            cost=cost,
+            state_cost=problem.state_cost
+            and FramedStateCost(problem.state_cost, self.frame, self.unit),
+            noise=problem.noise / scale,
         )
         self.held_out: HeldOut | None = None
         if x_held is not None and y_held is not None:
@@ -203,7 +208,7 @@ class _Run:
                 self.inner,
                 jnp.asarray(encode(0.0, x_held), dtype),
                 jnp.asarray(encode(1.0, y_held), dtype),
-                float(self.frame.scale),
+                scale,
                 jax.random.fold_in(key, _SCORE),
             )
         self.dtype, self.validation = dtype, validation
@@ -368,10 +373,12 @@ class _Run:
         return dataclasses.replace(transport, frame=self.frame)
 
     def _cost(self) -> dict[str, float]:
-        """The dual value in the user's units; the frame's own motion costs `½|q|²`."""
-        found = dual_cost(self.kept, self.inner, float(self.frame.scale))
-        if found:
-            found["cost"] += 0.5 * float(self.frame.drift @ self.frame.drift)
+        """The dual value in the user's units; the frame's own motion costs `L(q)`."""
+        # The kept map is without its frame; a framed cost, unlike a homogeneous one, knows its unit even so.
+        known = float(price(self.inner.cost, 1.0))
+        found = dual_cost(self.kept, self.inner, self.unit / known)
+        if found and self.problem.cost.galilean:
+            found["cost"] += float(self.problem.cost.lagrangian(jnp.asarray(self.frame.drift)))
         return found
 
     def _diverged(self, throw: bool) -> Solution:
@@ -390,9 +397,11 @@ class _Run:
     def _solution(self, status: str, hint: str | None = None) -> Solution:
         p = self.progress
         scores: dict[str, float] = {}
+        classes: dict[str, dict[str, float]] = {}
         if self.held_out is not None:
             scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
             scores |= self._cost()
+            classes = self.held_out.class_scores(self.kept)
             if status == "completed" and scores["ratio"] <= 1.0:
                 status = "matched"
         total = self._elapsed()
@@ -406,6 +415,9 @@ class _Run:
             held_out=0 if self.held_out is None else len(self.held_out.x),
             dtype=np.dtype(self.dtype).name,
             noise=self.problem.noise,
+            cost=type(self.problem.cost).__name__,
+            cost_at_probes=self._cost_at_probes(),
+            classes=classes,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=_versions(),
@@ -438,6 +450,10 @@ class _Run:
         prices = cost.evaluate(_surroundings(*sides, 0).astype(self.problem.dtype))
         return hashlib.sha256(prices.tobytes()).hexdigest()[:16]
 
+    def _cost_at_probes(self) -> list[float]:
+        """What tells the cost from another, to the digits that do not depend on where it is computed."""
+        return [float(f"{c:.4g}") for c in fingerprint(self.problem.cost, self.problem.dim)]
+
     def _fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
         facts = {
@@ -445,6 +461,7 @@ class _Run:
             "key": np.asarray(jax.random.key_data(self.key)).tolist(),
             "data": self._data_hash(),
             "noise": self.problem.noise,
+            "cost": self._cost_at_probes(),
             "state_cost": self._state_cost_hash(),
             "planned": self.planned,
             "time_budget": self.time_budget,
@@ -491,7 +508,8 @@ class _Programs:
         """
         if problem.state_cost is not None:
             return cls(method, problem)
-        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost)
+        classes = len(problem.classes)
+        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost, classes)
         try:
             programs = _shared.pop(kind, None) or cls(method, problem)
         except TypeError:  # not hashable

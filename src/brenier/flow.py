@@ -59,7 +59,7 @@ class FlowTransport(Transport):
 
     @property
     def potential(self) -> FramedPotential:
-        return FramedPotential(self.network, self.frame)
+        return FramedPotential(self.network, self.frame, self.cost)
 
     def forward(self, x: ArrayLike) -> ArrayLike:
         return self._flow(0.0, x, [1.0])[0]

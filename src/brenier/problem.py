@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from brenier.costs import Cost, Quadratic
+from brenier.classes import with_classes
+from brenier.costs import Cost, as_cost
 from brenier.errors import InputError
 from brenier.samplers import Sampler, as_sampler
 from brenier.state_costs import StateCost, as_state_cost
@@ -20,13 +21,15 @@ class TransportProblem:
     Args:
         source, target: samples of `μ` and `ν`: an array (n, d), a memory-mapped `.npy` (or its path), or a function
             `(key, n) -> (n, d)`. The two sides may differ in size, not in dimension.
-        cost: `L`, quadratic with the ½ by default.
+        cost: `L`, one of `brenier.costs` or a cost of OTT-JAX; quadratic with the ½ by default.
         state_cost: `U(x) >= 0`, the price of being at `x` per unit time: a `brenier.state_costs.StateCost`, shapes,
             or a function of one point (or of a batch, with an attribute `batched = True`), in JAX or not.
         noise: `σ >= 0`.
+        source_labels, target_labels: the class of each row of the arrays, whole numbers or strings; then each class is
+            to be moved onto the class of the same label. Points labelled -1 are left out.
 
     Raises:
-        InputError: data that cannot be used, different dimensions, negative noise.
+        InputError: data or labels that cannot be used, different dimensions, negative noise.
 
     Example:
         >>> problem = TransportProblem(np.eye(3), np.eye(3) + 1.0)
@@ -38,24 +41,29 @@ class TransportProblem:
         self,
         source: Any,
         target: Any,
-        cost: Cost | None = None,
+        cost: Any = None,
         state_cost: Any = None,
         noise: float = 0.0,
+        *,
+        source_labels: Any = None,
+        target_labels: Any = None,
     ):
-        self.source: Sampler = as_sampler(source, "source")
-        self.target: Sampler = as_sampler(target, "target")
+        self.source: Sampler
+        self.target: Sampler
+        if source_labels is None and target_labels is None:
+            self.source, self.target = as_sampler(source, "source"), as_sampler(target, "target")
+        else:
+            self.source, self.target = with_classes(source, source_labels, target, target_labels)
         if self.source.dim != self.target.dim:
             raise InputError(
                 "Source and target must have the same dimension; "
                 f"found {self.source.dim} and {self.target.dim} columns."
             )
+        if self.source.classes != self.target.classes:
+            raise InputError("Expected class labels for both sides or for none; give them again.")
         if not 0.0 <= noise < float("inf"):
             raise InputError(f"Expected noise to be a finite number >= 0, found {noise}.")
-        self.cost = Quadratic() if cost is None else cost
-        if not isinstance(self.cost, Cost):
-            raise InputError(
-                f"Expected cost to be a brenier.costs.Cost, found {type(cost).__name__}."
-            )
+        self.cost: Cost = as_cost(cost, self.dim)
         self.state_cost: StateCost | None = None
         if state_cost is not None:
             points = self.source.pool(16, 0)
@@ -72,6 +80,11 @@ class TransportProblem:
         """The precision samples are given in, the wider of both sides."""
         return np.promote_types(self.source.dtype, self.target.dtype)
 
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The labels of the classes, empty without labels."""
+        return self.source.classes
+
     def replace(self, **changes: Any) -> TransportProblem:
         """A copy with some of the constructor's arguments changed."""
         arguments = {
@@ -86,6 +99,8 @@ class TransportProblem:
     def without_samples(self) -> TransportProblem:
         """The kind of problem alone: a copy for compiled code, which must not hold on to data."""
         bare = copy.copy(self)
-        bare.source = SimpleNamespace(dim=self.dim, dtype=self.source.dtype)  # type: ignore[assignment]
-        bare.target = SimpleNamespace(dim=self.dim, dtype=self.target.dtype)  # type: ignore[assignment]
+        bare.source, bare.target = (  # type: ignore[assignment]
+            SimpleNamespace(dim=side.dim, dtype=side.dtype, classes=side.classes)
+            for side in (self.source, self.target)
+        )
         return bare

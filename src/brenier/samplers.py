@@ -91,11 +91,13 @@ class Sampler(abc.ABC):
         dim: d.
         size: the number of points behind it, `None` for a function.
         dtype: of the points as given.
+        classes: labels of the classes that a batch has blocks of, none for most.
     """
 
     dim: int
     size: int | None
     dtype: np.dtype
+    classes: tuple[Any, ...] = ()
 
     @abc.abstractmethod
     def draw(
@@ -123,6 +125,11 @@ class Sampler(abc.ABC):
     @abc.abstractmethod
     def digest(self) -> str:
         """A short hash that changes when the data change."""
+
+    @property
+    def evenly(self) -> int | None:
+        """The number of points of which every class can have as many, `None` for a function."""
+        return self.size
 
     def batch(self, n: int) -> int:
         """The number of points `draw` returns when asked for `n`."""

@@ -7,7 +7,8 @@ The tree of objects is JSON in the header; its arrays are tensors named by their
     {"tuple": [...]}                      a tuple,
     {"dict": {...}}, {"metadata": {...}}  a dict with string keys, a `Metadata`,
     {"array": name, "as": "jax"}          a tensor; "numpy" or "scalar" where it belongs to numpy,
-    {"class": name, "fields": {...}}      one of `CLASSES`; its fields are set, no code of it runs.
+    {"class": name, "fields": {...}}      one of `CLASSES`; its fields are set, no code of it runs,
+    {"given": "cost"}                     a cost of the user's own, which is given to `load` again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Quadratic
+from brenier.costs import (
+    CoordinatewisePower,
+    Cosh,
+    Cost,
+    FramedCost,
+    Mahalanobis,
+    Power,
+    PseudoHuber,
+    Quadratic,
+    Relativistic,
+    SquaredNorm,
+    fingerprint,
+    unframed,
+)
 from brenier.errors import BrenierWarning, FileFormatError, InputError
 from brenier.files import PathLike, read_container, write_container
 from brenier.flow import FlowTransport
@@ -50,20 +64,28 @@ CLASSES: dict[str, type] = {
         CharacteristicTransport,
         Convolution,
         ConvPotential,
+        CoordinatewisePower,
+        Cosh,
         DenseQuadratic,
         EndSlices,
         FiLM,
         FlowTransport,
         Frame,
+        FramedCost,
         GaussianPotential,
         HopfLaxPotential,
         MLP,
+        Mahalanobis,
         MapTransport,
         PairCoordinates,
+        Power,
+        PseudoHuber,
         Quadratic,
+        Relativistic,
         ResNet,
         ResidualMap,
         Solution,
+        SquaredNorm,
         SumPotential,
         UNet,
     )
@@ -82,7 +104,7 @@ def save(path: PathLike, solution: Solution) -> None:
 
     Raises:
         InputError: the solution holds something only your program can rebuild, such as a network
-            or a cost class of your own.
+            of your own. (A cost of your own is left out, and asked for by `load`.)
         OutputError: the file cannot be written.
 
     Example:
@@ -96,16 +118,26 @@ def save(path: PathLike, solution: Solution) -> None:
     write_container(path, "solution", tree, tensors)
 
 
-def load(path: PathLike) -> Solution:
+class _CostMissing(InputError):
+    """A file leaves its cost to the caller."""
+
+
+def load(path: PathLike, *, cost: Cost | None = None) -> Solution:
     """Read a solution that `save` wrote, bit for bit.
 
     Arrays come back as what they were, jax arrays on the default device. Where jax runs without
     x64, jax arrays saved in float64 are rounded to float32, with a warning: jax would round them
     at their first use. numpy arrays always keep their dtype.
 
+    Args:
+        path: the file.
+        cost: the cost of the fit where it was one of your own, a `brenier.costs.ConvexCost` or a
+            subclass of `Cost`: a file holds no code. Not used otherwise.
+
     Raises:
         FileFormatError: the file is missing, damaged, foreign, of another kind or from a newer
             version.
+        InputError: the map was fitted with a cost of your own, and none or another one was given.
 
     Example:
         >>> solution = brenier.load("map.brenier")  # doctest: +SKIP
@@ -113,8 +145,13 @@ def load(path: PathLike) -> Solution:
     """
     tree, tensors = read_container(path, "solution")
     try:
-        solution = _decode(tree, tensors)
+        solution = _decode(tree, tensors, cost)
         _check(solution)
+    except _CostMissing as error:
+        raise InputError(
+            f"'{path}' holds a map for a cost of your own, which is code and not in the file; "
+            "pass the cost it was fitted with: brenier.load(path, cost=...)."
+        ) from error
     # The checksum was right, so other hands made this file, and it can fail in any way at all.
     except Exception as error:
         reason = error if isinstance(error, InputError) else "Its parts do not fit together."
@@ -122,6 +159,7 @@ def load(path: PathLike) -> Solution:
             f"'{path}' does not describe a map that this version of brenier knows. {reason} "
             "Upgrade brenier if a newer one wrote it."
         ) from error
+    _check_cost(path, solution, cost)
     loaded: dict[str, np.ndarray] = {}
     _encode(solution, (), loaded)
     if any(array.dtype != tensors[name].dtype for name, array in loaded.items()):
@@ -160,27 +198,29 @@ def _encode(value: Any, path: tuple[str, ...], tensors: dict[str, np.ndarray]) -
     if CLASSES.get(cls.__name__) is cls:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"class": cls.__name__, "fields": children(fields)}
+    if isinstance(value, Cost):
+        return {"given": "cost"}
     raise InputError(
         f"Cannot save '{'.'.join(path)}', a {cls.__module__}.{cls.__qualname__}: expected arrays, "
         f"plain values or one of {', '.join(CLASSES)}."
     )
 
 
-def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
-    """The value that `_encode` turned into `node`."""
+def _decode(node: Any, tensors: dict[str, np.ndarray], cost: Cost | None) -> Any:
+    """The value that `_encode` turned into `node`, with `cost` where it had none to write."""
     if isinstance(node, list):
-        return [_decode(child, tensors) for child in node]
+        return [_decode(child, tensors, cost) for child in node]
     if not isinstance(node, dict):
         return node
     match node:
         case {"float": str(word)}:
             return float(word)
         case {"tuple": list(items)}:
-            return tuple(_decode(items, tensors))
+            return tuple(_decode(items, tensors, cost))
         case {"dict": dict(items)}:
-            return {key: _decode(child, tensors) for key, child in items.items()}
+            return {key: _decode(child, tensors, cost) for key, child in items.items()}
         case {"metadata": dict(items)}:
-            return Metadata({key: _decode(child, tensors) for key, child in items.items()})
+            return Metadata({key: _decode(child, tensors, cost) for key, child in items.items()})
         case {"array": str(name), "as": "jax"}:
             return jnp.array(tensors[name])
         case {"array": str(name), "as": "numpy"}:
@@ -188,7 +228,11 @@ def _decode(node: Any, tensors: dict[str, np.ndarray]) -> Any:
         case {"array": str(name), "as": "scalar"}:
             return tensors[name][()]
         case {"class": str(name), "fields": dict(fields)}:
-            return _build(name, {key: _decode(child, tensors) for key, child in fields.items()})
+            return _build(name, {k: _decode(child, tensors, cost) for k, child in fields.items()})
+        case {"given": "cost"}:
+            if cost is None:
+                raise _CostMissing
+            return cost
     raise InputError(f"It holds an unknown object with the entries {sorted(node)}.")
 
 
@@ -203,6 +247,19 @@ def _build(name: str, fields: dict[str, Any]) -> Any:
     for key, value in fields.items():
         object.__setattr__(instance, key, value)
     return instance
+
+
+def _check_cost(path: PathLike, solution: Solution, given: Cost | None) -> None:
+    """Raise unless the cost that was given is the one of the fit, where it was needed."""
+    used = getattr(solution.transport, "cost", None)
+    expected = solution.info.get("cost_at_probes")
+    if given is None or used is None or unframed(used) is not given or expected is None:
+        return
+    if not np.allclose(fingerprint(given, solution.transport.dim), expected, rtol=1e-3):
+        raise InputError(
+            f"Expected the cost that '{path}' was fitted with, found another {type(given).__name__}: it differs "
+            "at the velocities that were kept to compare them."
+        )
 
 
 def _check(solution: Any) -> None:

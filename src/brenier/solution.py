@@ -44,7 +44,9 @@ class Solution(eqx.Module):
             the same for the linear map `linear_*`, and `round_trip` = `E|S(T(x)) - x|² / Var(μ)`.
             With the dual also `cost`, the optimal cost as the dual value over the training samples, and its
             `cost_standard_error`. Empty when nothing was held out.
-        info: method, seed, dimension, versions, device, timings in seconds, data hash.
+        info: method, seed, dimension, versions, device, timings in seconds, data hash; with class labels `classes`, by
+            label the held-out energy distances of the class, and `kept_forward` and `kept_backward`, the shares of its
+            points whose image has a sample of their own class for its nearest.
     """
 
     transport: Transport

@@ -304,17 +304,17 @@ class BlackBox(StateCost):
 
 
 class FramedStateCost(StateCost):
-    """A state cost seen from a frame: `U(c + s z) / s²`, so that `s²` times the inner cost is the user's.
+    """A state cost seen from a frame: `U(c + s z) / κ`, with costs in units of `κ` as those of moving are.
 
     For frames at rest only: in a moving one `U` would depend on time.
     """
 
     outer: StateCost
     frame: Frame
+    unit: float
 
     def __call__(self, x: Point) -> Scalar:
-        (scale,) = self.frame._cast(x, self.frame.scale)
-        return self.outer(self.frame.decode(0.0, x)) / scale**2
+        return self.outer(self.frame.decode(0.0, x)) / self.unit
 
     def inside(self, x: Point) -> Bool[Array, ""]:
         return self.outer.inside(self.frame.decode(0.0, x))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brenier.coordinates import Frame, FramedPotential, PairCoordinates
-from brenier.costs import Cost
+from brenier.costs import Cost, price, unframed
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
 from brenier.hopf_lax import HopfLaxPotential, OneEnd
@@ -99,7 +99,11 @@ class StraightTransport(Transport):
 
     @property
     def potential(self) -> FramedPotential:
-        return FramedPotential(self.network, self.frame)
+        return FramedPotential(self.network, self.frame, self.cost)
+
+    def paid(self, moves: ArrayLike) -> jax.Array:
+        """`L(v)` of displacements (n, d) in the user's coordinates and units."""
+        return jax.vmap(unframed(self.cost).lagrangian)(jnp.asarray(moves))
 
     @abc.abstractmethod
     def _line(self, t: float, x: ArrayLike) -> ArrayLike:
@@ -148,8 +152,12 @@ class CharacteristicTransport(StraightTransport):
         c0, q, scale = frame._cast(x, frame.source_center, frame.drift, frame.scale)
         at_x, at_y = self.network.dual_terms(frame.encode(0.0, x), frame.encode(1.0, y))
         # The frame's own motion, as in `FramedPotential`, on the side it belongs to.
-        at_x = scale**2 * at_x - (x - c0) @ q[0]
-        at_y = scale**2 * at_y + (y - c0 - q) @ q[0] + 0.5 * (q[0] @ q[0])
+        unit = price(self.cost, scale)
+        if not self.cost.galilean:
+            return unit * at_x, unit * at_y
+        momentum = self.cost.grad_lagrangian(q[0])
+        at_x = unit * at_x - (x - c0) @ momentum
+        at_y = unit * at_y + (y - c0 - q) @ momentum + self.cost.lagrangian(q[0])
         return at_x, at_y
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.spatial import KDTree
 
-from brenier.discrepancies import energy_distance
+from brenier.classes import ClassSampler
+from brenier.discrepancies import classwise_energy_distance
 from brenier.gaussian import GaussianPotential
 from brenier.metrics import noise_band
 from brenier.problem import TransportProblem
@@ -19,13 +22,19 @@ from brenier.typing import Key
 
 MAX_HELD_OUT = 2048
 MIN_HELD_OUT = 32
+MIN_OF_CLASS = 4
 WAYS = ("forward", "backward")
 
 
 def hold_out(sampler: Sampler, share: float, seed: int) -> tuple[Sampler, np.ndarray | None]:
-    """Split off `share` of a sampler's points, at most `MAX_HELD_OUT`; `None` where it would be too few."""
-    n = MAX_HELD_OUT if sampler.size is None else min(int(share * sampler.size), MAX_HELD_OUT)
-    if share == 0.0 or n < MIN_HELD_OUT:
+    """Split off `share` of a sampler's points, at most `MAX_HELD_OUT`; `None` where it would be too few.
+
+    With classes, as many of each, and `share` of the smallest.
+    """
+    available, blocks = sampler.evenly, max(len(sampler.classes), 1)
+    n = MAX_HELD_OUT if available is None else min(int(share * available), MAX_HELD_OUT)
+    n -= n % blocks
+    if share == 0.0 or n < max(MIN_HELD_OUT, MIN_OF_CLASS * blocks):
         return sampler, None
     return sampler.split(n, seed)
 
@@ -44,15 +53,23 @@ class HeldOut:
         self, problem: TransportProblem, x: jax.Array, y: jax.Array, scale: float, key: Key
     ):
         self.problem, self.x, self.y, self.scale = problem, x, y, scale
+        self.blocks = max(len(problem.classes), 1)
+        # By class; one without classes.
+        self.class_bands = {
+            "band_forward": self._bands(problem.target, y, len(x), len(y), key),
+            "band_backward": self._bands(problem.source, x, len(y), len(x), key),
+        }
+        # Those of means over independent classes: their noise averages out.
         self.bands = {
-            "band_forward": self._band(problem.target, y, len(x), len(y), key),
-            "band_backward": self._band(problem.source, x, len(y), len(x), key),
+            name: float(np.linalg.norm(bands)) / self.blocks
+            for name, bands in self.class_bands.items()
         }
 
-    @staticmethod
-    def _band(sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> float:
-        pool = np.concatenate([np.asarray(held), sampler.pool(MAX_HELD_OUT, 0)])
-        return noise_band(pool, n, m, key=key)
+    def _bands(self, sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> list[float]:
+        n, m = n // self.blocks, m // self.blocks
+        pool = _blocks(sampler, MAX_HELD_OUT)
+        pools = zip(*(np.split(np.asarray(a), self.blocks) for a in (held, pool)), strict=True)
+        return [noise_band(np.concatenate(both), n, m, key=key) for both in pools]
 
     def scores(self, transport: Transport) -> dict[str, float]:
         """Energy distances both ways, their bands, the round trip and `ratio`.
@@ -60,7 +77,8 @@ class HeldOut:
         `ratio` is the larger of both energy distances in units of its band: at most 1 for a match. Of a map without
         an inverse there is the way forward alone.
         """
-        raw = {k: float(v) for k, v in _scores(transport, self.x, self.y).items()}
+        by_class = _scores(transport, self.x, self.y, self.blocks)
+        raw = {name: float(np.mean(values)) for name, values in by_class.items()}
         ways = [way for way in WAYS if f"energy_{way}" in raw]
         ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in ways]
         scaled = {k: self.scale * v for k, v in raw.items() if k.startswith("energy")}
@@ -68,9 +86,28 @@ class HeldOut:
         trip = {k: v for k, v in raw.items() if k == "round_trip"}
         return scaled | bands | trip | {"ratio": max(ratios)}
 
+    def class_scores(self, transport: Transport) -> dict[str, dict[str, float]]:
+        """By label, the energy distances, their bands, and the shares of points that keep their class."""
+        if not self.problem.classes:
+            return {}
+        raw = _scores(transport, self.x, self.y, self.blocks)
+        columns = {k: np.asarray(v) for k, v in raw.items() if k.startswith("energy")}
+        columns |= {k: np.asarray(v) for k, v in self.class_bands.items()}
+        columns = {name: self.scale * column for name, column in columns.items()}
+        columns["kept_forward"] = _kept(
+            np.asarray(transport.forward(self.x)), self.problem.target, self.blocks
+        )
+        columns["kept_backward"] = _kept(
+            np.asarray(transport.inverse(self.y)), self.problem.source, self.blocks
+        )
+        return {
+            str(label): {name: float(column[i]) for name, column in columns.items()}
+            for i, label in enumerate(self.problem.classes)
+        }
+
     def dual_terms(self, transport: Transport) -> list[np.ndarray]:
         """The terms of the dual value on the held-out points, one array per side; empty without a dual."""
-        terms = _dual_terms(transport, self.x, self.y)
+        terms = _dual_terms(transport, self.x, self.y, self.blocks)
         return [] if terms is None else [np.asarray(t, np.float64) for t in terms]
 
     def linear_scores(self) -> dict[str, float]:
@@ -81,29 +118,35 @@ class HeldOut:
         images = jnp.asarray(linear.forward(np.asarray(self.x)), self.x.dtype)
         preimages = jnp.asarray(linear.inverse(np.asarray(self.y)), self.y.dtype)
         return {
-            "linear_forward": self.scale * float(_energy(images, self.y)),
-            "linear_backward": self.scale * float(_energy(preimages, self.x)),
+            "linear_forward": self.scale * float(_energy(images, self.y, self.blocks)),
+            "linear_backward": self.scale * float(_energy(preimages, self.x, self.blocks)),
         }
 
 
-def dual_cost(transport: Transport, problem: TransportProblem, scale: float) -> dict[str, float]:
+def dual_cost(transport: Transport, problem: TransportProblem, unit: float) -> dict[str, float]:
     """The optimal cost as the dual value over up to 100 000 training samples a side, and its standard error.
 
-    In the units of the data; empty where the potential was not trained for it.
+    Times `unit`, the worth of a unit of the problem's cost; empty where the potential was not trained for it.
     """
-    pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
+    if problem.classes:
+        sides = problem.source, problem.target
+        least = min(MAX_HELD_OUT, *(side.evenly or MAX_HELD_OUT for side in sides))
+        pools = tuple(_blocks(side, least) for side in sides)
+    else:
+        pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
     parts: list[Any] = []
     for start in range(0, min(len(pool) for pool in pools) - n + 1, n):
-        terms = _dual_terms(transport, *(jnp.asarray(pool[start : start + n]) for pool in pools))
+        x, y = (jnp.asarray(pool[start : start + n]) for pool in pools)
+        terms = _dual_terms(transport, x, y, max(len(problem.classes), 1))
         if terms is None:
             return {}
         parts.append([np.asarray(t, np.float64) for t in terms])
     at_x, at_y = (np.concatenate(side) for side in zip(*parts, strict=True))
     error = np.sqrt((at_x.var() + at_y.var()) / len(at_x))
     return {
-        "cost": scale**2 * float(at_x.mean() + at_y.mean()),
-        "cost_standard_error": scale**2 * float(error),
+        "cost": unit * float(at_x.mean() + at_y.mean()),
+        "cost_standard_error": unit * float(error),
     }
 
 
@@ -138,24 +181,44 @@ def verdict(scores: dict[str, Any]) -> str:
     return words
 
 
-_energy = jax.jit(energy_distance)
+def _blocks(sampler: Sampler, n: int) -> np.ndarray:
+    """Up to `n` points, in blocks of equal length where there are classes."""
+    return sampler.blocks(n) if isinstance(sampler, ClassSampler) else sampler.pool(n, 0)
 
 
-@jax.jit
-def _dual_terms(transport: Transport, x: jax.Array, y: jax.Array) -> Any:
-    return transport.dual_terms(x, y)
+def _kept(points: np.ndarray, side: Sampler, blocks: int) -> np.ndarray:
+    """By class, the share of the points (n, d), in blocks, whose nearest sample of a side is of their class."""
+    samples = _blocks(side, 8 * MAX_HELD_OUT)
+    nearest = KDTree(samples).query(points)[1] // (len(samples) // blocks)
+    own = np.arange(len(points)) // (len(points) // blocks)
+    return (nearest == own).reshape(blocks, -1).mean(axis=1)
 
 
-@jax.jit
-def _scores(transport: Transport, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+@partial(jax.jit, static_argnums=2)
+def _energy(x: jax.Array, y: jax.Array, blocks: int) -> jax.Array:
+    return jnp.mean(classwise_energy_distance(x, y, blocks))
+
+
+@partial(jax.jit, static_argnums=3)
+def _dual_terms(transport: Transport, x: jax.Array, y: jax.Array, blocks: int) -> Any:
+    if blocks == 1:
+        return transport.dual_terms(x, y)
+    # The minimum over the own class alone.
+    by_class = (side.reshape(blocks, -1, side.shape[1]) for side in (x, y))
+    return jax.tree.map(jnp.ravel, jax.vmap(transport.dual_terms)(*by_class))
+
+
+@partial(jax.jit, static_argnums=3)
+def _scores(transport: Transport, x: jax.Array, y: jax.Array, blocks: int) -> dict[str, jax.Array]:
+    """Energy distances by class, shape (blocks,), and the round trip."""
     images = transport.forward(x)
-    forward = {"energy_forward": energy_distance(images, y)}
+    forward = {"energy_forward": classwise_energy_distance(images, y, blocks)}
     if not transport.invertible:
         return forward
     preimages = transport.inverse(y)
     returned = transport.inverse(images)
     return forward | {
-        "energy_backward": energy_distance(preimages, x),
+        "energy_backward": classwise_energy_distance(preimages, x, blocks),
         "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / jnp.sum(jnp.var(x, axis=0)),
     }
 

@@ -155,6 +155,14 @@ def fit(
     gaussian_start: Annotated[
         bool, typer.Option("--gaussian-start", help="Start from the linear (Gaussian) map.")
     ] = False,
+    cost: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:PARAM]",
+            help="Cost of a move: quadratic, power:3, coordinatewise-power:3, squared-norm:1.5, "
+            "pseudo-huber:1, relativistic:10 or cosh:1.",
+        ),
+    ] = "quadratic",
     state_cost: StateCostFile = None,
     extent: Extent = None,
     wall_height: Annotated[
@@ -201,6 +209,7 @@ def fit(
     import jax
 
     import brenier
+    from brenier.cli._costs import read_cost
     from brenier.cli._walls import check_options, check_plane, default_height, read_walls
     from brenier.progress import FitProgress
     from brenier.solution import Metadata
@@ -208,7 +217,8 @@ def fit(
     check_options(method.value, state_cost=state_cost, noise=noise, gaussian_start=gaussian_start)
     walls = read_walls(state_cost, extent, wall_height)
     keep_compiled()
-    problem = brenier.TransportProblem(_load(source), _load(target), noise=noise)
+    moving = read_cost(cost)
+    problem = brenier.TransportProblem(_load(source), _load(target), moving, noise=noise)
     check_plane(walls, problem.dim)
     if walls is not None:
         if wall_height is None:
@@ -481,7 +491,11 @@ def info(map_file: MapFile, as_json: Json = False) -> None:
 
     def text() -> str:
         details = {"dimension": facts["dimension"], "numbers in the map": facts["numbers"]}
-        details |= {key: value for key, value in _flat(solution.info) if value is not None}
+        details |= {
+            key: value
+            for key, value in _flat(solution.info)
+            if value is not None and key != "cost at probes"  # digits that are not for reading
+        }
         rows = [f"{name:28} {value}" for name, value in details.items()]
         return "\n".join([solution.message, _scores_line(solution.scores), *rows])
 

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brenier.costs import Quadratic
 from brenier.discrepancies import energy_distance
 from brenier.errors import InputError
 from brenier.flow import FlowTransport
 from brenier.gaussian import GaussianPotential
 from brenier.metrics import noise_band, round_trip
 from brenier.solution import Solution
-from brenier.transport import Transport
+from brenier.transport import StraightTransport, Transport
 
 MAX_POINTS = 4096
 """Rows of each side that are scored: the energy distance takes all pairs of them."""
@@ -46,7 +45,7 @@ def evaluate(
         source to the target) and `backward`, and `ratio`, the larger of both in units of its noise
         band. `noise_band`: what two samples of one distribution, of these sizes, stay below in 95 %
         of the cases. `round_trip`: `E|S(T(x)) - x|² / Var(x)`. `dual_value` and `map_cost`:
-        `E u(1, y) - E u(0, x)` and `E ½|T(x) - x|²`, equal at the optimum. `verdict`: a sentence.
+        `E u(1, y) - E u(0, x)` and `E L(T(x) - x)`, equal at the optimum. `verdict`: a sentence.
         A map without an inverse is scored forward only: `backward` and `round_trip` are None, and
         `ratio`, also of the baselines, is that of the way forward. `map_cost` is None where paths
         are not straight.
@@ -82,8 +81,6 @@ def evaluate(
         for name, (forward, inverse) in maps.items()
     }
     images = np.asarray(transport.forward(x))
-    quadratic = isinstance(getattr(transport, "cost", Quadratic()), Quadratic)
-    straight = not isinstance(transport, FlowTransport)
     return {
         "points": {"source": len(source), "target": len(target), "scored": [len(x), len(y)]},
         "noise_band": bands,
@@ -92,8 +89,8 @@ def evaluate(
         if transport.invertible
         else None,
         "dual_value": _dual_value(solution, x, y),
-        "map_cost": 0.5 * float(np.mean(np.sum((images - x) ** 2, axis=1)))
-        if quadratic and straight
+        "map_cost": float(np.mean(np.asarray(transport.paid(images - x), np.float64)))
+        if isinstance(transport, StraightTransport)
         else None,
         "verdict": _verdict(scores, transport),
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brenier.coordinates import Frame
-from brenier.errors import InputError
+from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.networks import SumPotential
 from brenier.problem import TransportProblem
@@ -195,6 +195,14 @@ class Expected:
 
     def learning_rate(self, *names: str) -> None:
         self.number(*names, test=lambda v: 0.0 < v < 10.0, what="between 0 and 10")
+
+
+def refuse_classes(problem: TransportProblem, name: str) -> None:
+    """Raise `UnsupportedProblemError` where the samples have class labels."""
+    if problem.classes:
+        raise UnsupportedProblemError(
+            f"{name} knows no classes; leave the labels out, or use brenier.NCF."
+        )
 
 
 def decay(schedule: Schedule, progress: jax.Array, final: float, *, hold: float = 0.0) -> jax.Array:

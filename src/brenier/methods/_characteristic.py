@@ -16,9 +16,9 @@ import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
-from brenier.costs import Cost
-from brenier.discrepancies import Statistic, energy_distance
-from brenier.errors import UnsupportedProblemError
+from brenier.costs import Cost, Quadratic
+from brenier.discrepancies import Statistic, classwise_energy_distance
+from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import backward_map, forward_map
 from brenier.methods._base import (
@@ -128,8 +128,13 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             )
         if problem.noise > 0.0:
             raise UnsupportedProblemError(f"{name} needs noise=0, found {problem.noise}.")
-        if self.gaussian_start and not problem.cost.galilean:
+        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
             raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
+        if problem.classes and self.batch < 2 * len(problem.classes):
+            raise InputError(
+                f"Expected batch_size to hold two points of each of {len(problem.classes)} classes, "
+                f"found {self.batch}."
+            )
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
@@ -160,7 +165,8 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
     ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
         def loss(network: Potential) -> tuple[jax.Array, dict[str, jax.Array]]:
             u = with_base(state.base, network)
-            return self._loss(u, problem.cost, batch, state.box, key)
+            classes = max(len(problem.classes), 1)
+            return self._loss(u, problem.cost, batch, state.box, key, classes)
 
         return self.update(loss, state, progress)
 
@@ -210,10 +216,11 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         batch: tuple[jax.Array, jax.Array],
         box: jax.Array,
         key: Key,
+        classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         x, y = batch
         forward, backward, images, preimages = matching_loss(
-            u, cost, x, y, statistic=self.statistic
+            u, cost, x, y, statistic=self.statistic, classes=classes
         )
         t, z = self._points(x, images, y, preimages, box, key)
         hj = jnp.mean(self.residuals(u, cost, t, z) ** 2)
@@ -278,12 +285,18 @@ def matching_loss(
     y: Float[Array, "m d"],
     *,
     statistic: Statistic = "U",
+    classes: int = 1,
 ) -> tuple[jax.Array, jax.Array, Float[Array, "n d"], Float[Array, "m d"]]:
-    """Energy distances of `T♯μ` to `ν` and of `S♯ν` to `μ`, and the images `T(x)`, `S(y)` (NCF, eq. for MMD)."""
+    """Energy distances of `T♯μ` to `ν` and of `S♯ν` to `μ`, and the images `T(x)`, `S(y)` (NCF, eq. for MMD).
+
+    Of samples in blocks of so many `classes` the mean over the classes: the class-conditional loss.
+    """
     images = jax.vmap(lambda x: forward_map(u, cost, x))(x)
     preimages = jax.vmap(lambda y: backward_map(u, cost, y))(y)
-    forward = energy_distance(images, y, statistic=statistic)
-    backward = energy_distance(preimages, x, statistic=statistic)
+    forward, backward = (
+        jnp.mean(classwise_energy_distance(moved, side, classes, statistic=statistic))
+        for moved, side in ((images, y), (preimages, x))
+    )
     return forward, backward, images, preimages
 
 

@@ -13,12 +13,20 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Cost
+from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import pde_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
-from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, averaged, cast, decay
+from brenier.methods._base import (
+    FROM_PRESET,
+    Expected,
+    PresetMethod,
+    averaged,
+    cast,
+    decay,
+    refuse_classes,
+)
 from brenier.networks import MLP, DenseQuadratic, ResidualMap, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -120,7 +128,7 @@ class DIOTM(PresetMethod[DIOTMState]):
         residual: "absolute" as published, or "squared".
         hj_weight: of the regulariser.
         alpha, penalty: the paper's `α` and `λ`, which set `hj_weight = 2αλ`.
-        pair_coordinates: train in `PairCoordinates`, which start at the linear map (quadratic cost only).
+        pair_coordinates: train in `PairCoordinates`, which start at the linear map, where the cost is quadratic.
         gaussian_start: start the maps at the linear optimal map, in place of pair coordinates.
         scale_inputs: centre and scale the data by one common scalar.
         steps: planned steps of the potential.
@@ -202,15 +210,13 @@ class DIOTM(PresetMethod[DIOTMState]):
             raise UnsupportedProblemError(
                 "DIOTM moves points along straight lines and cannot take a state_cost; use brenier.HOTA."
             )
+        refuse_classes(problem, "DIOTM")
         if problem.noise > 0.0:
             raise UnsupportedProblemError(
                 f"DIOTM needs noise=0, found {problem.noise}; use brenier.HOTA."
             )
-        for name in ("pair_coordinates", "gaussian_start"):
-            if getattr(self, name) and not problem.cost.galilean:
-                raise UnsupportedProblemError(
-                    f"{name} keeps the optimal coupling of the quadratic cost only; pass {name}=False."
-                )
+        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
+            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +225,8 @@ class DIOTM(PresetMethod[DIOTMState]):
         pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         pair = None
         matrices: tuple[Any, Any] = (None, None)
-        if self.pair_coordinates and not self.gaussian_start:
+        paired = self.pair_coordinates and isinstance(problem.cost, Quadratic)
+        if paired and not self.gaussian_start:
             pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
         elif self.gaussian_start:
             linear = GaussianPotential.from_samples(*pool)

@@ -14,12 +14,21 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
+from brenier.costs import Quadratic
 from brenier.errors import UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate, velocities
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, turning
 from brenier.methods import _paths
-from brenier.methods._base import FROM_PRESET, Expected, PresetMethod, cast, decay, with_base
+from brenier.methods._base import (
+    FROM_PRESET,
+    Expected,
+    PresetMethod,
+    cast,
+    decay,
+    refuse_classes,
+    with_base,
+)
 from brenier.networks import MLP, FiLM, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -229,7 +238,8 @@ class HOTA(PresetMethod[Any]):
         super().__post_init__()
 
     def check(self, problem: TransportProblem) -> None:
-        if self.objective == "paths" and not problem.cost.galilean:
+        refuse_classes(problem, "HOTA")
+        if self.objective == "paths" and not isinstance(problem.cost, Quadratic):
             raise UnsupportedProblemError(
                 'objective="paths" needs the quadratic cost; pass objective="residual".'
             )

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
-from brenier.costs import Cost
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.costs import Cost, Quadratic
+from brenier.errors import InputError
 from brenier.hamiltonian import backward_map, implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
@@ -54,10 +54,14 @@ class NCF(CharacteristicMethod):
     then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. The potential in
     between follows from its ends.
 
+    Samples with class labels move within their class: the energy distance is the mean over the classes of their own
+    (section "class-conditional"), and the minimum of the dual is over the own class. The potential has no label as
+    input, so the classes of either side must lie apart.
+
     Args:
         preset: "default" for our recipe, "published" for the paper's; `None` below means the preset's value.
         objective: "dual", which sees fine detail that the energy distance is blind to, or "energy".
-        pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map (quadratic cost only).
+        pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map, if the cost is quadratic.
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
         widths: of the network's layers, where it has several; by dimension where left out.
         activation: see `brenier.networks.ACTIVATIONS`.
@@ -107,13 +111,6 @@ class NCF(CharacteristicMethod):
         if self.pair_coordinates and self.objective != "dual":
             raise InputError('pair_coordinates=True needs objective="dual".')
 
-    def check(self, problem: TransportProblem) -> None:
-        super().check(problem)
-        if self.pair_coordinates and not problem.cost.galilean:
-            raise UnsupportedProblemError(
-                "Pair coordinates keep the optimal coupling of the quadratic cost only; pass pair_coordinates=False."
-            )
-
     def residuals(
         self, u: Potential, cost: Cost, t: Float[Array, "n"], z: Points
     ) -> Float[Array, "n"]:
@@ -141,7 +138,7 @@ class NCF(CharacteristicMethod):
         # Copied, for a network of the user's would be both ends, and a donated state holds no buffer twice.
         slices = jax.tree.map(jnp.copy, cast(EndSlices(start, end, jnp.zeros(())), problem.dtype))
         pair = None
-        if self.pair_coordinates:
+        if self.pair_coordinates and isinstance(problem.cost, Quadratic):
             pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
             pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
         return CharacteristicState(
@@ -165,13 +162,18 @@ class NCF(CharacteristicMethod):
             return super().step(problem, state, batch, key, progress)
         x, y = _in_pair_coordinates(state.base, *batch)
         return self.update(
-            lambda slices: self._dual_loss(slices, problem.cost, x, y),
+            lambda slices: self._dual_loss(slices, problem.cost, x, y, len(problem.classes)),
             state,
             progress,
         )
 
     def _dual_loss(
-        self, u: EndSlices, cost: Cost, x: Float[Array, "n d"], y: Float[Array, "m d"]
+        self,
+        u: EndSlices,
+        cost: Cost,
+        x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
         at_x = _at_start(u, x)
@@ -184,6 +186,7 @@ class NCF(CharacteristicMethod):
                 y,
                 jax.lax.stop_gradient(preimages),
                 tolerance,
+                classes,
             )
         )
         at_feet = _at_start(u, feet)
@@ -214,27 +217,39 @@ class NCF(CharacteristicMethod):
         y: Float[Array, "m d"],
         proposed: Float[Array, "m d"],
         tolerance: jax.Array,
+        classes: int,
     ) -> tuple[Float[Array, "m d"], Float[Array, "m"], jax.Array]:
         """Minimisers of `u(0, ·) + c(·, y)`, which of them the solver has found, and its iterations.
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
         not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
         dual cannot run away.
+
+        With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
+        is nearer than one of that class.
         """
         discrete = at_x[:, None] + cost.pairwise(x, y)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
+        if classes:
+            own = _blocks(y, classes)
+            discrete = jnp.where(_blocks(x, classes)[:, None] == own[None], discrete, jnp.inf)
+            at_proposed = jnp.where(_nearest(x, proposed, classes) == own, at_proposed, jnp.inf)
         better = jnp.min(discrete, axis=0) < at_proposed
+        start = jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed)
         solved = solve_feet(
             u.start,
             cost,
             y,
-            jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed),
+            start,
             tolerance=tolerance,
             enough=0.98,
             max_iterations=self.foot_iterations,
         )
-        found = solved.misses <= _UNSOLVED * tolerance
-        return solved.points, found.astype(x.dtype), solved.iterations
+        feet, found = solved.points, solved.misses <= _UNSOLVED * tolerance
+        if classes:
+            stayed = _nearest(x, feet, classes) == _blocks(y, classes)
+            feet, found = jnp.where(stayed[:, None], feet, start), found & stayed
+        return feet, found.astype(x.dtype), solved.iterations
 
     def extract(
         self, problem: TransportProblem, state: CharacteristicState, frame: Frame
@@ -247,6 +262,16 @@ class NCF(CharacteristicMethod):
 
 def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
     return jax.vmap(lambda x: u.start(jnp.zeros((), x.dtype), x))(x)
+
+
+def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
+    """The class of each point of a batch."""
+    return jnp.arange(len(x)) // (len(x) // classes)
+
+
+def _nearest(x: Float[Array, "n d"], points: Float[Array, "m d"], classes: int) -> Int[Array, "m"]:
+    """The class of the sample in the batch `x` that is nearest to each of `points`."""
+    return jnp.argmin(Quadratic().pairwise(x, points), axis=0) // (len(x) // classes)
 
 
 def _in_pair_coordinates(

@@ -1,18 +1,16 @@
-"""Costs of a velocity: the Lagrangian `L`, its Legendre transform `L*` and both gradients.
-
-All functions take one vector of shape (d,); use `jax.vmap` for a batch. With time horizon 1 the static cost
-of moving `x` to `y` is `c(x, y) = L(y - x)`.
-"""
+"""What a cost is."""
 
 from __future__ import annotations
 
 import abc
+import math
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from brenier.errors import InputError
 from brenier.typing import Point, Scalar
 
 
@@ -40,12 +38,17 @@ class Cost(eqx.Module):
         """`∇L*(p)`: the velocity of a momentum."""
 
     @property
-    @abc.abstractmethod
     def galilean(self) -> bool:
-        """Whether a uniform motion can be split off, `L(v + q) = L(v) + q @ v + L(q)`.
+        """Whether a uniform motion can be split off, `L(v + q) = L(v) + ∇L(q) @ v + L(q)`.
 
-        True for the quadratic cost only. The two sides may then be centred separately.
+        True for quadratic forms only. The two sides may then be centred separately.
         """
+        return False
+
+    @property
+    def degree(self) -> float | None:
+        """`a` where `L(s v) = s^a L(v)` for every `s > 0`: the cost looks the same in every unit of length."""
+        return None
 
     def static(self, x: Point, y: Point) -> Scalar:
         """`c(x, y) = L(y - x)`, the cost of moving `x` to `y` in unit time."""
@@ -56,31 +59,14 @@ class Cost(eqx.Module):
         return jax.vmap(lambda x: jax.vmap(lambda y: self.static(x, y))(y))(x)
 
 
-class Quadratic(Cost):
-    """`L(v) = ½|v|²`, hence `c(x, y) = ½|x - y|²`: **with** the ½, so the optimal cost is `W₂²/2`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> Quadratic().lagrangian(jnp.array([3.0, 4.0])).item()
-        12.5
-    """
-
-    def lagrangian(self, v: Point) -> Scalar:
-        return 0.5 * (v @ v)
-
-    def hamiltonian(self, p: Point) -> Scalar:
-        return 0.5 * (p @ p)
-
-    def grad_lagrangian(self, v: Point) -> Point:
-        return v
-
-    def grad_hamiltonian(self, p: Point) -> Point:
-        return p
-
-    def pairwise(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
-        return 0.5 * squares - x @ y.T  # A matrix product: a second dimension less to go through.
-
-    @property
-    def galilean(self) -> bool:
-        return True
+def check_parameter(value: Any, name: str, *, above: float = 0.0, why: str = "") -> float:
+    """`value` as a float, or `InputError` unless it is a finite number `> above`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not above < number < math.inf:
+        raise InputError(
+            f"Expected {name} to be a finite number > {above:g}, found {value!r}.{why}"
+        )
+    return number
