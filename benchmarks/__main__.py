@@ -14,6 +14,7 @@ from benchmarks import (
     gaussian,
     interpolation,
     obstacles,
+    shards,
     step,
     tables,
     throughput,
@@ -26,7 +27,7 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
-        *(energy, step, throughput),
+        *(energy, step, throughput, shards),
     )
 }
 

@@ -15,6 +15,7 @@ from benchmarks import (
     gaussian,
     interpolation,
     obstacles,
+    shards,
     step,
     throughput,
     toys,
@@ -38,6 +39,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "w2-peers": w2.peers_table,
     "step": step.table,
     "throughput": throughput.table,
+    "shards": shards.table,
     "time": lambda results: "\n\n".join(
         t for t in (step.table(results), throughput.table(results)) if t
     ),

@@ -207,6 +207,10 @@ class _Run:
                 jax.random.fold_in(key, _SCORE),
             )
         self.dtype, self.validation = dtype, validation
+        self.streams = {
+            purpose: jax.random.fold_in(key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
+        }
+        self.ahead: tuple[int, tuple[jax.Array, jax.Array]] | None = None
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
         self.progress = _Progress(last_step=self.planned)
@@ -220,16 +224,10 @@ class _Run:
     def _chunk(self) -> dict[str, float]:
         p = self.progress
         n = min(CHUNK, p.last_step - p.step)
-        source_key, target_key, step_key = (
-            jax.random.fold_in(self.key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
-        )
         arguments = (
             self.state,
-            *(
-                side.draw(key, p.step, CHUNK, self.method.batch, stratified=self.method.stratified)
-                for side, key in ((self.inner.source, source_key), (self.inner.target, target_key))
-            ),
-            jax.vmap(partial(jax.random.fold_in, step_key))(p.step + jnp.arange(CHUNK)),
+            *self._draw(p.step),
+            jax.vmap(partial(jax.random.fold_in, self.streams[_STEP]))(p.step + jnp.arange(CHUNK)),
             jnp.asarray(n, jnp.int32),
             jnp.asarray(p.position, self.dtype),
             jnp.asarray(p.slope, self.dtype),
@@ -239,10 +237,27 @@ class _Run:
         p.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
         self.state, metrics = advance(*arguments)
+        if p.step + n < p.last_step:  # while the device works
+            self.ahead = (p.step + n, self._draw(p.step + n))
         metrics = {name: float(value) for name, value in metrics.items()}
         p.run_seconds += time.perf_counter() - start
         p.step, p.chunk = p.step + n, p.chunk + 1
         return metrics
+
+    def _draw(self, step: int) -> tuple[jax.Array, jax.Array]:
+        """The batches of both sides for a chunk of steps, unless they have been drawn ahead."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] == step:
+            return ahead[1]
+        options = {"stratified": self.method.stratified}
+        return (
+            self.inner.source.draw(
+                self.streams[_SOURCE], step, CHUNK, self.method.batch, **options
+            ),
+            self.inner.target.draw(
+                self.streams[_TARGET], step, CHUNK, self.method.batch, **options
+            ),
+        )
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
