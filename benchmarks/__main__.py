@@ -13,6 +13,7 @@ from benchmarks import (
     energy,
     gaussian,
     interpolation,
+    many,
     obstacles,
     shards,
     step,
@@ -27,7 +28,7 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
-        *(energy, step, throughput, shards),
+        *(energy, step, throughput, shards, many),
     )
 }
 

@@ -14,6 +14,7 @@ from benchmarks import (
     energy,
     gaussian,
     interpolation,
+    many,
     obstacles,
     shards,
     step,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "step": step.table,
     "throughput": throughput.table,
     "shards": shards.table,
+    "many": many.table,
     "time": lambda results: "\n\n".join(
         t for t in (step.table(results), throughput.table(results)) if t
     ),
