@@ -7,6 +7,7 @@ checkpoints and resumes from them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -23,10 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from brenier.callbacks import Callback, Event
 from brenier.checkpoint import read_checkpoint, write_checkpoint
 from brenier.coordinates import Frame
+from brenier.devices import Devices, mesh_of, place
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.methods import Method
 from brenier.problem import TransportProblem
@@ -65,6 +68,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 30.0,
+    devices: Devices = None,
     throw: bool = True,
 ) -> Solution:
     """Solve a transport problem with a method.
@@ -83,6 +87,8 @@ def fit(
         callbacks: each called with an `Event` after every chunk of 25 steps; a true result stops the fit.
         checkpoint: a file to continue from where it exists, written every `checkpoint_every` seconds and at the end.
             An interrupted run that is continued ends with the same bits as one that never stopped.
+        devices: how many to use, or which: every batch is split over them. Up to round-off the result is that of one,
+            which is the default.
         throw: raise `DivergenceError` on divergence; otherwise return the last good map with status "diverged".
 
     Returns:
@@ -102,7 +108,10 @@ def fit(
     method.check(problem)
     key = jax.random.key(0) if key is None else key
     with jax.default_matmul_precision("highest"):
-        run = Run(problem, method, key, steps, time_budget, validation, early_stopping)
+        run = Run(
+            *(problem, method, key, steps, time_budget, validation, early_stopping),
+            mesh=mesh_of(devices),
+        )
         if checkpoint is not None:
             run.resume(Path(checkpoint))
         run.begin(callbacks, checkpoint, checkpoint_every)
@@ -186,6 +195,7 @@ class Run:
         validation: float,
         early_stopping: bool,
         programs: Programs | None = None,
+        mesh: Mesh | None = None,
     ):
         self.began = time.perf_counter()
         self.method, self.key, self.problem = method, key, problem
@@ -240,7 +250,8 @@ class Run:
         # Copied, for a network of the user's must outlive the donation of the state.
         self.state = jax.tree.map(jnp.copy, method.init(self.inner, jax.random.fold_in(key, _INIT)))
         self.progress = _Progress(last_step=self.planned)
-        self.programs = programs or Programs.of(method, self.inner)
+        self.mesh = mesh
+        self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
         self.kept = self.programs.extract(self.state)
         self.earlier = 0.0  # seconds spent before a resume
 
@@ -292,6 +303,9 @@ class Run:
         """Steps of this run alone."""
         p = self.progress
         arguments = (self.state, *self.inputs())
+        if self.mesh is not None:
+            state, batches, rest = place(self.mesh, self.state, arguments[1:3], arguments[3:])
+            arguments = (state, *batches, *rest)
         start = time.perf_counter()
         advance = self.programs.advance(arguments)
         p.compile_seconds += time.perf_counter() - start
@@ -300,7 +314,10 @@ class Run:
         self.look_ahead()
         metrics = {name: float(value) for name, value in metrics.items()}
         p.run_seconds += time.perf_counter() - start
-        return metrics, partial(self.programs.extract, self.state)
+        state = self.state
+        if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.
+            state = jax.device_put(state, self.mesh.devices.item(0))
+        return metrics, partial(self.programs.extract, state)
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -541,29 +558,44 @@ class Run:
 class Programs:
     """The compiled programs of a method on one kind of problem, or on a stack of such problems."""
 
-    def __init__(self, method: Method[Any], problem: TransportProblem, stacked: bool = False):
+    def __init__(
+        self,
+        method: Method[Any],
+        problem: TransportProblem,
+        stacked: bool = False,
+        mesh: Mesh | None = None,
+    ):
         bare = problem.without_samples()
         extract, advance = partial(_extract, method, bare), partial(_advance, method, bare)
         if stacked:
             extract, advance = jax.vmap(extract), jax.vmap(advance)
         self.extract = jax.jit(extract)
-        self._advance = jax.jit(advance, donate_argnums=0)
+        self._mesh = mesh
+        # A state that came out in parts would not fit the program of the next chunk.
+        placed = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+        self._advance = jax.jit(advance, donate_argnums=0, **placed)
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
-    def of(cls, method: Method[Any], problem: TransportProblem, stacked: bool = False) -> Programs:
+    def of(
+        cls,
+        method: Method[Any],
+        problem: TransportProblem,
+        stacked: bool = False,
+        mesh: Mesh | None = None,
+    ) -> Programs:
         """Those of an earlier fit of the same kind, where there was one.
 
         A state cost, and a method or a cost that holds arrays, have programs of their own.
         """
         if problem.state_cost is not None:
-            return cls(method, problem, stacked)
-        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost, stacked)
+            return cls(method, problem, stacked, mesh)
+        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost, stacked, mesh)
         try:
             hash(kind)
         except TypeError:  # an empty dict would not have asked
-            return cls(method, problem, stacked)
-        programs = _shared.pop(kind, None) or cls(method, problem, stacked)
+            return cls(method, problem, stacked, mesh)
+        programs = _shared.pop(kind, None) or cls(method, problem, stacked, mesh)
         _shared[kind] = programs
         if len(_shared) > _MOST_SHARED:
             del _shared[next(iter(_shared))]  # the one that was not used for longest
@@ -575,7 +607,8 @@ class Programs:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         key = (structure, shapes, jax.config.read("jax_enable_x64"))
         if key not in self._compiled:
-            self._compiled[key] = self._advance.lower(*arguments).compile()
+            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                self._compiled[key] = self._advance.lower(*arguments).compile()
         return self._compiled[key]
 
 
