@@ -155,6 +155,11 @@ def test_fit_takes_folders_of_shards(points, monkeypatch):
     assert "found no '1.npy'" in fail(2, "fit", "x", "y.npy", "--out", "map.brenier")
 
 
+def test_fit_says_how_many_devices_there_are(points):
+    message = fail(2, "fit", "x.npy", "y.npy", "--out", "map.brenier", "--devices", 1000)
+    assert "found 1000" in message
+
+
 # Results
 
 

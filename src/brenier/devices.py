@@ -31,14 +31,14 @@ def mesh_of(devices: Devices) -> Mesh | None:
         >>> mesh_of(1) is None
         True
     """
-    if devices is None or (not isinstance(devices, bool) and devices == 1):
+    if devices is None or (devices is not True and devices == 1):
         return None
     if isinstance(devices, int | np.integer):
         there = jax.devices()
         if isinstance(devices, bool) or not 1 <= devices <= len(there):
             raise InputError(
                 f"Expected 1 to {len(there)} devices, as there are here ({jax.default_backend()}), found {devices!r}; "
-                'CPU devices are multiplied by jax.config.update("jax_num_cpu_devices", n) before anything runs.'
+                "on a CPU there are as many as the environment variable JAX_NUM_CPU_DEVICES says."
             )
         devices = there[:devices]
     if not len(devices):

@@ -572,7 +572,9 @@ class Programs:
         self.extract = jax.jit(extract)
         self._mesh = mesh
         # A state that came out in parts would not fit the program of the next chunk.
-        placed = {} if mesh is None else {"out_shardings": NamedSharding(mesh, PartitionSpec())}
+        placed: dict[str, Any] = {}
+        if mesh is not None:
+            placed["out_shardings"] = NamedSharding(mesh, PartitionSpec())
         self._advance = jax.jit(advance, donate_argnums=0, **placed)
         self._compiled: dict[Any, Any] = {}
 

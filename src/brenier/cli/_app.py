@@ -175,6 +175,13 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            **_number(int, 1, 10**6, "a whole number of at least 1"),
+            help="Split every batch over this many devices.",
+        ),
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -239,6 +246,7 @@ def fit(
             validation=validation,
             callbacks=[progress],
             checkpoint=checkpoint,
+            devices=devices,
         )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
