@@ -83,7 +83,7 @@ def _measure(
             solutions = solve()
             seconds[way] = time.perf_counter() - start
             scores[f"uvp_{way}"] = np.mean(
-                [_uvp(s, u, rng) for s, u in zip(solutions, exact, strict=True)]
+                [_uvp(s, u, seed) for s, u in zip(solutions, exact, strict=True)]
             )
     return scores | {"ratio": seconds["in_turn"] / seconds["together"]}, seconds
 
@@ -96,7 +96,8 @@ def _gaussians(rng: np.random.Generator) -> brenier.GaussianPotential:
     )
 
 
-def _uvp(solution: brenier.Solution, u: brenier.GaussianPotential, rng: Any) -> float:
+def _uvp(solution: brenier.Solution, u: brenier.GaussianPotential, seed: int) -> float:
+    rng = np.random.default_rng((seed, 1))
     x = rng.multivariate_normal(np.asarray(u.source_mean), np.eye(2), size=4096)
     return uvp(solution.transport.forward(x), u.forward(x))
 

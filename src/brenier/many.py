@@ -125,7 +125,12 @@ class _Stack:
 
 
 def _member(transports: Any, i: int) -> Transport:
-    return jax.tree.map(lambda a: a[i], transports())
+    return _picked(transports(), i)
+
+
+@jax.jit
+def _picked(tree: Any, i: Any) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
 
 
 @jax.jit
