@@ -17,7 +17,9 @@ from benchmarks import (
     gaussian,
     interpolation,
     latency,
+    many,
     obstacles,
+    shards,
     step,
     tables,
     throughput,
@@ -30,7 +32,7 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement),
-        *(obstacles, color, digits, energy, step, throughput, latency),
+        *(obstacles, color, digits, energy, step, throughput, latency, shards, many),
     )
 }
 

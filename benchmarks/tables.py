@@ -18,7 +18,9 @@ from benchmarks import (
     gaussian,
     interpolation,
     latency,
+    many,
     obstacles,
+    shards,
     step,
     throughput,
     toys,
@@ -46,6 +48,8 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "latency": latency.table,
     "step": step.table,
     "throughput": throughput.table,
+    "shards": shards.table,
+    "many": many.table,
     "time": lambda results: "\n\n".join(
         t for t in (step.table(results), throughput.table(results)) if t
     ),

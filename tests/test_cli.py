@@ -138,6 +138,28 @@ def forbid_fitting(monkeypatch):
     monkeypatch.setattr(brenier, "fit", refuse)
 
 
+def test_fit_takes_folders_of_shards(points, monkeypatch):
+    os.mkdir("x")
+    for i, part in enumerate(np.array_split(points, 3)):
+        np.save(f"x/{i}.npy", part)
+    seen = []
+
+    def refuse(problem, *args, **kwargs):
+        seen.append(problem)
+        raise brenier.InputError("enough")
+
+    monkeypatch.setattr(brenier, "fit", refuse)
+    assert "enough" in fail(2, "fit", "x", "y.npy", "--out", "map.brenier")
+    np.testing.assert_array_equal(seen[0].source.pool(300, 0), points)
+    os.remove("x/1.npy")
+    assert "found no '1.npy'" in fail(2, "fit", "x", "y.npy", "--out", "map.brenier")
+
+
+def test_fit_says_how_many_devices_there_are(points):
+    message = fail(2, "fit", "x.npy", "y.npy", "--out", "map.brenier", "--devices", 1000)
+    assert "found 1000" in message
+
+
 # Results
 
 

@@ -419,3 +419,13 @@ def test_frame_is_used(solved):
     identity = Frame.identity(2)
     same = np.array_equal(solution.transport.frame.scale, identity.scale)
     assert same == (not method.scale_inputs)
+
+
+def test_a_network_of_the_users_outlives_its_fits():
+    network = brenier.networks.MLP(2, (4,), key=KEY)
+    before = leaves(jax.tree.map(np.array, network))
+    method = NCF(objective="energy", network=network, batch_size=16, collocation_size=8, steps=2)
+    problem = PROBLEM.replace(source=SOURCE.astype(float), target=TARGET.astype(float))
+    brenier.fit(problem, method, validation=0.0)
+    for a, b in zip(leaves(network), before, strict=True):
+        np.testing.assert_array_equal(a, b)

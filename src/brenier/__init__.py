@@ -24,6 +24,7 @@ from brenier.estimators import NCFTransport as NCFTransport
 from brenier.fit import fit as fit
 from brenier.flow import FlowTransport as FlowTransport
 from brenier.gaussian import GaussianPotential as GaussianPotential
+from brenier.many import fit_many as fit_many
 from brenier.methods import DIOTM as DIOTM
 from brenier.methods import HJPINN as HJPINN
 from brenier.methods import HOTA as HOTA

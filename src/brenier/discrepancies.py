@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from brenier.devices import split, whole
 from brenier.errors import InputError
 from brenier.typing import ArrayLike, Key, Points, Scalar
 
@@ -258,6 +259,8 @@ def _sum_of_distances(
     rows = -(-n // blocks)
     padded = jnp.pad(a, ((0, blocks * rows - n), (0, 0))).reshape(blocks, rows, d)
     index = jnp.arange(blocks * rows).reshape(blocks, rows)
+    # On several devices: every one has a share of the rows of each block, and all columns.
+    padded, index, b = split(padded, axis=1), split(index, axis=1), whole(b)
     columns = b.T
 
     def step(carry, block):

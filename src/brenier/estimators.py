@@ -17,16 +17,20 @@ from sklearn.utils.validation import check_is_fitted
 
 from brenier.errors import InputError
 from brenier.fit import fit
+from brenier.many import fit_many
 from brenier.methods import DIOTM, HOTA, NCF, Method
 from brenier.problem import TransportProblem
-from brenier.samplers import check_points
+from brenier.samplers import ArraySampler, check_points
 from brenier.solution import Solution
+from brenier.transport import Transport
+from brenier.typing import Key
 
 
 class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     """What all estimators share: POT's keywords, scikit-learn's conventions, NumPy in and out."""
 
     solution_: Solution
+    replicas_: list[Transport]
     n_features_in_: int
 
     steps: int | None
@@ -45,6 +49,11 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
     @property
     def _stops_early(self) -> bool:
         return True
+
+    @property
+    def _bootstrap(self) -> int:
+        """Replicas of the fit on samples drawn again."""
+        return 0
 
     def fit(self, Xs: Any = None, ys: Any = None, Xt: Any = None, yt: Any = None) -> Self:
         """Fit the map from `Xs` (n, d) to `Xt` (m, d).
@@ -68,18 +77,64 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
         sides = _points_or_source(Xs, "Xs"), _points_or_source(Xt, "Xt")
         labels = {"source_labels": ys, "target_labels": yt}
         problem = self._problem(*sides, **labels)
+        key = jax.random.key(int(seed))
+        replicas = self._replicas(problem, key)
         self.solution_ = fit(
             problem,
             method,
-            key=jax.random.key(int(seed)),
+            key=key,
             steps=None if self.time_budget is None else self.steps,
             time_budget=self.time_budget,
             validation=self.validation,
             early_stopping=self._stops_early,
             callbacks=self.callbacks,
         )
+        self.replicas_ = []
+        if replicas:
+            # As long as the map itself took, with all the points: there is nothing to choose.
+            options = {"steps": self.solution_.info["steps"], "validation": 0.0}
+            solutions = fit_many(replicas, method, key=jax.random.fold_in(key, 1), **options)
+            self.replicas_ = [solution.transport for solution in solutions]
         self.n_features_in_ = problem.dim
         return self
+
+    def _replicas(self, problem: TransportProblem, key: Key) -> list[TransportProblem]:
+        """The problem with the rows of both sides drawn again, with replacement, for each replica."""
+        count = self._bootstrap
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count in (-1, 1):
+            raise InputError(f"Expected bootstrap to be 0 or a whole number >= 2, found {count!r}.")
+        if not count:
+            return []
+        source, target = problem.source, problem.target
+        if not (isinstance(source, ArraySampler) and isinstance(target, ArraySampler)):
+            raise InputError(
+                "Expected arrays for bootstrap, whose rows can be drawn again; found files, functions or labelled points."
+            )
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+        def again(rows: np.ndarray) -> np.ndarray:
+            return rows[rng.integers(len(rows), size=len(rows))]
+
+        return [
+            problem.replace(source=again(source.array), target=again(target.array))
+            for _ in range(count)
+        ]
+
+    def standard_error(self, Xs: Any) -> np.ndarray:
+        """How uncertain `transform(Xs)` is: the standard deviation of its coordinates over the bootstrap, shape (n, d).
+
+        It says what other samples of the same sizes would have changed, not how far the method is from the optimal map.
+
+        Raises:
+            InputError: fitted with `bootstrap=0`.
+
+        References:
+            Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 6.
+        """
+        points = self._points(Xs, "Xs")
+        if not self.replicas_:
+            raise InputError("Expected a fit with bootstrap >= 2, found none; try bootstrap=32.")
+        return np.std([replica.forward(points) for replica in self.replicas_], axis=0, ddof=1)
 
     def transform(self, Xs: Any) -> np.ndarray:
         """Where source points (n, d) go: `T(Xs)`."""
@@ -145,12 +200,15 @@ class NCFTransport(TransportEstimator):
         gaussian_start: start from the linear optimal map.
         validation: share of the samples held out for early stopping and scores.
         early_stopping: stop once the held-out energy distance is within its noise band or stalls.
+        bootstrap: fit this many times more, all at once, on samples drawn from the given ones with replacement: for
+            `standard_error`. Their time comes on top of a time budget.
         time_budget: seconds for the whole fit, compilation included.
         random_state: an int reproduces bits on the same machine; `None` draws a new seed.
         callbacks: each called with a `brenier.callbacks.Event` after every chunk of steps.
 
     Attributes:
         solution_: the `brenier.Solution` of the fit.
+        replicas_: the maps of the bootstrap.
         n_features_in_: d.
 
     Example:
@@ -176,6 +234,7 @@ class NCFTransport(TransportEstimator):
         gaussian_start: bool = False,
         validation: float = 0.1,
         early_stopping: bool = True,
+        bootstrap: int = 0,
         time_budget: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         callbacks: tuple[Any, ...] = (),
@@ -191,6 +250,7 @@ class NCFTransport(TransportEstimator):
         self.gaussian_start = gaussian_start
         self.validation = validation
         self.early_stopping = early_stopping
+        self.bootstrap = bootstrap
         self.time_budget = time_budget
         self.random_state = random_state
         self.callbacks = callbacks
@@ -204,6 +264,10 @@ class NCFTransport(TransportEstimator):
     @property
     def _stops_early(self) -> bool:
         return self.early_stopping
+
+    @property
+    def _bootstrap(self) -> int:
+        return self.bootstrap
 
 
 class HOTATransport(TransportEstimator):
@@ -296,12 +360,15 @@ class DIOTMTransport(TransportEstimator):
         hj_weight: of the Hamilton–Jacobi residual.
         gaussian_start: start the maps at the linear optimal map.
         validation: share of the samples held out for scores.
+        bootstrap: fit this many times more, all at once, on samples drawn from the given ones with replacement: for
+            `standard_error`. Their time comes on top of a time budget.
         time_budget: seconds for the whole fit, compilation included.
         random_state: an int reproduces bits on the same machine; `None` draws a new seed.
         callbacks: each called with a `brenier.callbacks.Event` after every chunk of steps.
 
     Attributes:
         solution_: the `brenier.Solution` of the fit.
+        replicas_: the maps of the bootstrap.
         n_features_in_: d.
 
     Example:
@@ -324,6 +391,7 @@ class DIOTMTransport(TransportEstimator):
         hj_weight: float | None = None,
         gaussian_start: bool = False,
         validation: float = 0.1,
+        bootstrap: int = 0,
         time_budget: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         callbacks: tuple[Any, ...] = (),
@@ -337,12 +405,17 @@ class DIOTMTransport(TransportEstimator):
         self.hj_weight = hj_weight
         self.gaussian_start = gaussian_start
         self.validation = validation
+        self.bootstrap = bootstrap
         self.time_budget = time_budget
         self.random_state = random_state
         self.callbacks = callbacks
 
     def _method(self) -> DIOTM:
         return DIOTM(**_options(self, DIOTM))
+
+    @property
+    def _bootstrap(self) -> int:
+        return self.bootstrap
 
 
 def _options(estimator: BaseEstimator, method: type) -> dict[str, Any]:

@@ -7,6 +7,7 @@ checkpoints and resumes from them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -15,7 +16,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from brenier.callbacks import Callback, Event
 from brenier.checkpoint import read_checkpoint, write_checkpoint
 from brenier.coordinates import Frame
 from brenier.costs import fingerprint, framed, price
+from brenier.devices import Devices, mesh_of, place
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.methods import Method
 from brenier.problem import TransportProblem
@@ -66,6 +69,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 30.0,
+    devices: Devices = None,
     throw: bool = True,
 ) -> Solution:
     """Solve a transport problem with a method.
@@ -84,6 +88,8 @@ def fit(
         callbacks: each called with an `Event` after every chunk of 25 steps; a true result stops the fit.
         checkpoint: a file to continue from where it exists, written every `checkpoint_every` seconds and at the end.
             An interrupted run that is continued ends with the same bits as one that never stopped.
+        devices: how many to use, or which: every batch is split over them. Up to round-off the result is that of one,
+            which is the default.
         throw: raise `DivergenceError` on divergence; otherwise return the last good map with status "diverged".
 
     Returns:
@@ -99,14 +105,36 @@ def fit(
         >>> solution = fit(problem, brenier.NCF(), time_budget=30)
         >>> solution.transport.forward(source)
     """
-    _check_arguments(steps, time_budget, validation, checkpoint_every)
+    check_arguments(steps, time_budget, validation, checkpoint_every)
     method.check(problem)
     key = jax.random.key(0) if key is None else key
     with jax.default_matmul_precision("highest"):
-        run = _Run(problem, method, key, steps, time_budget, validation, early_stopping)
+        run = Run(
+            *(problem, method, key, steps, time_budget, validation, early_stopping),
+            mesh=mesh_of(devices),
+        )
         if checkpoint is not None:
             run.resume(Path(checkpoint))
-        return run.drive(callbacks, checkpoint, checkpoint_every, throw)
+        run.begin(callbacks, checkpoint, checkpoint_every)
+        drive([run], lambda: [run.chunk()])
+        return run.end(throw)
+
+
+Chunk = tuple[dict[str, float], Callable[[], Transport]]
+"""What some steps of a run gave: the means of their metrics, and the map that the state now describes."""
+
+
+def drive(runs: Sequence[Run], chunk: Callable[[], Sequence[Chunk]]) -> None:
+    """The loop. `chunk` does some steps of all runs at once; it ends when no run goes on."""
+    try:
+        while any(run.goes_on for run in runs):
+            for run, done in zip(runs, chunk(), strict=True):
+                if run.goes_on:
+                    run.account(*done)
+    except KeyboardInterrupt:
+        for run in runs:
+            if run.goes_on:
+                run.progress.reason = "interrupted"
 
 
 @dataclasses.dataclass
@@ -152,7 +180,12 @@ class _Progress:
             self.history.setdefault(name, []).append(float(value))
 
 
-class _Run:
+class Run:
+    """One problem on its way through the loop: coordinates, batches, validation, decisions.
+
+    The arguments are those of `fit`, and `programs` those of a run of the same kind, where there is one.
+    """
+
     def __init__(
         self,
         problem: TransportProblem,
@@ -162,6 +195,8 @@ class _Run:
         time_budget: float | None,
         validation: float,
         early_stopping: bool,
+        programs: Programs | None = None,
+        mesh: Mesh | None = None,
     ):
         self.began = time.perf_counter()
         self.method, self.key, self.problem = method, key, problem
@@ -212,87 +247,133 @@ class _Run:
                 jax.random.fold_in(key, _SCORE),
             )
         self.dtype, self.validation = dtype, validation
+        self.streams = {
+            purpose: jax.random.fold_in(key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
+        }
+        self.ahead: tuple[int, tuple[jax.Array, jax.Array]] | None = None
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
-        self.state = method.init(self.inner, jax.random.fold_in(key, _INIT))
+        # Copied, for a network of the user's must outlive the donation of the state.
+        self.state = jax.tree.map(jnp.copy, method.init(self.inner, jax.random.fold_in(key, _INIT)))
         self.progress = _Progress(last_step=self.planned)
-        self.programs = _Programs.of(method, self.inner)
-        self.snapshot = self.programs.extract
-        self.kept = self.snapshot(self.state)
+        self.mesh = mesh
+        self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
+        self.kept = self.programs.extract(self.state)
         self.earlier = 0.0  # seconds spent before a resume
 
     # -- one chunk -----------------------------------------------------------------------------------------------
 
-    def _chunk(self) -> dict[str, float]:
+    @property
+    def goes_on(self) -> bool:
         p = self.progress
-        n = min(CHUNK, p.last_step - p.step)
-        source_key, target_key, step_key = (
-            jax.random.fold_in(self.key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
-        )
-        arguments = (
-            self.state,
-            *(
-                side.draw(key, p.step, CHUNK, self.method.batch, stratified=self.method.stratified)
-                for side, key in ((self.inner.source, source_key), (self.inner.target, target_key))
-            ),
-            jax.vmap(partial(jax.random.fold_in, step_key))(p.step + jnp.arange(CHUNK)),
-            jnp.asarray(n, jnp.int32),
+        return p.step < p.last_step and p.reason not in ("stopped", "interrupted", "diverged")
+
+    @property
+    def count(self) -> int:
+        """The steps of the next chunk."""
+        return min(CHUNK, self.progress.last_step - self.progress.step) if self.goes_on else 0
+
+    def inputs(self) -> tuple[jax.Array, ...]:
+        """What the next chunk needs besides the state."""
+        p = self.progress
+        return (
+            *self._draw(p.step),
+            jax.vmap(partial(jax.random.fold_in, self.streams[_STEP]))(p.step + jnp.arange(CHUNK)),
+            jnp.asarray(self.count, jnp.int32),
             jnp.asarray(p.position, self.dtype),
             jnp.asarray(p.slope, self.dtype),
         )
+
+    def look_ahead(self) -> None:
+        """Draws the batches of the chunk after the next one; for the time in which the device works."""
+        step = self.progress.step + self.count
+        if step < self.progress.last_step:
+            self.ahead = (step, self._draw(step))
+
+    def _draw(self, step: int) -> tuple[jax.Array, jax.Array]:
+        """The batches of both sides for a chunk of steps, unless they have been drawn ahead."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] == step:
+            return ahead[1]
+        options = {"stratified": self.method.stratified}
+        return (
+            self.inner.source.draw(
+                self.streams[_SOURCE], step, CHUNK, self.method.batch, **options
+            ),
+            self.inner.target.draw(
+                self.streams[_TARGET], step, CHUNK, self.method.batch, **options
+            ),
+        )
+
+    def chunk(self) -> Chunk:
+        """Steps of this run alone."""
+        p = self.progress
+        arguments = (self.state, *self.inputs())
+        if self.mesh is not None:
+            state, batches, rest = place(self.mesh, self.state, arguments[1:3], arguments[3:])
+            arguments = (state, *batches, *rest)
         start = time.perf_counter()
         advance = self.programs.advance(arguments)
         p.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
         self.state, metrics = advance(*arguments)
+        self.look_ahead()
         metrics = {name: float(value) for name, value in metrics.items()}
         p.run_seconds += time.perf_counter() - start
-        p.step, p.chunk = p.step + n, p.chunk + 1
-        return metrics
+        state = self.state
+        if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.
+            state = jax.device_put(state, self.mesh.devices.item(0))
+        return metrics, partial(self.programs.extract, state)
 
-    # -- the loop ------------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------------
 
-    def drive(
+    def begin(
         self,
-        callbacks: Sequence[Callback],
-        checkpoint: str | os.PathLike[str] | None,
-        checkpoint_every: float,
-        throw: bool,
-    ) -> Solution:
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = np.inf,
+    ) -> None:
+        """Sets who is told of every chunk, where the state is saved, and the clock."""
         p = self.progress
-        saved = self.loop_began = time.perf_counter()
+        self.callbacks = callbacks
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint_every = checkpoint_every
+        self.saved = self.loop_began = time.perf_counter()
         self.steps_before, self.compiled_before = p.step, p.compile_seconds
-        try:
-            while p.step < p.last_step:
-                metrics = self._chunk()
-                if not np.isfinite(metrics["loss"]):
-                    return self._diverged(throw)
-                p.record(step=p.step, **metrics)
-                scores = self._validate()
-                self._plan()
-                # Not before this chunk is fully accounted for: a resumed run must not repeat any of it.
-                if checkpoint is not None and time.perf_counter() - saved >= checkpoint_every:
-                    self.save(Path(checkpoint))
-                    saved = time.perf_counter()
-                event = self._event(metrics, scores)
-                if any([callback(event) for callback in callbacks]):
-                    p.reason = "stopped"
-                    break
-            else:
-                if checkpoint is not None:
-                    self.save(Path(checkpoint))
-        except KeyboardInterrupt:
-            p.reason = "interrupted"
-        return self._solution(p.reason or "completed")
 
-    def _validate(self) -> dict[str, float] | None:
+    def account(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
+        """Takes note of a chunk that was done, and decides how to go on."""
+        p = self.progress
+        p.step, p.chunk = p.step + self.count, p.chunk + 1
+        if not np.isfinite(metrics["loss"]):
+            p.reason = "diverged"
+            return
+        p.record(step=p.step, **metrics)
+        scores = self._validate(current)
+        self._plan()
+        # Not before this chunk is fully accounted for: a resumed run must not repeat any of it.
+        if self.checkpoint and time.perf_counter() - self.saved >= self.checkpoint_every:
+            self.save(self.checkpoint)
+            self.saved = time.perf_counter()
+        event = self._event(metrics, scores)
+        if any([callback(event) for callback in self.callbacks]):
+            p.reason = "stopped"
+        elif self.checkpoint and not self.goes_on:
+            self.save(self.checkpoint)
+
+    def end(self, throw: bool = True) -> Solution:
+        """The solution, once the run does not go on."""
+        reason = self.progress.reason or "completed"
+        return self._diverged(throw) if reason == "diverged" else self._solution(reason)
+
+    def _validate(self, current: Callable[[], Transport]) -> dict[str, float] | None:
         p = self.progress
         ended = p.step >= p.last_step
         if self.held_out is None:
-            self.kept = self.snapshot(self.state)
+            self.kept = current()
             return None
         if p.chunk % self.method.validation_interval and not ended:
             return None
-        candidate = self.snapshot(self.state)
+        candidate = current()
         scores = self.held_out.scores(candidate)
         ratio = scores["ratio"]
         p.record(score_step=p.step, score=ratio, round_trip=scores.get("round_trip", np.nan))
@@ -491,29 +572,50 @@ class _Run:
         self.earlier = self.progress.elapsed
 
 
-class _Programs:
-    """The compiled programs of a method on one kind of problem."""
+class Programs:
+    """The compiled programs of a method on one kind of problem, or on a stack of such problems."""
 
-    def __init__(self, method: Method[Any], problem: TransportProblem):
+    def __init__(
+        self,
+        method: Method[Any],
+        problem: TransportProblem,
+        stacked: bool = False,
+        mesh: Mesh | None = None,
+    ):
         bare = problem.without_samples()
-        self.extract = jax.jit(partial(_extract, method, bare))
-        self._advance = jax.jit(partial(_advance, method, bare), donate_argnums=0)
+        extract, advance = partial(_extract, method, bare), partial(_advance, method, bare)
+        if stacked:
+            extract, advance = jax.vmap(extract), jax.vmap(advance)
+        self.extract = jax.jit(extract)
+        self._mesh = mesh
+        # A state that came out in parts would not fit the program of the next chunk.
+        placed: dict[str, Any] = {}
+        if mesh is not None:
+            placed["out_shardings"] = NamedSharding(mesh, PartitionSpec())
+        self._advance = jax.jit(advance, donate_argnums=0, **placed)
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
-    def of(cls, method: Method[Any], problem: TransportProblem) -> _Programs:
+    def of(
+        cls,
+        method: Method[Any],
+        problem: TransportProblem,
+        stacked: bool = False,
+        mesh: Mesh | None = None,
+    ) -> Programs:
         """Those of an earlier fit of the same kind, where there was one.
 
         A state cost, and a method or a cost that holds arrays, have programs of their own.
         """
         if problem.state_cost is not None:
-            return cls(method, problem)
-        classes = len(problem.classes)
-        kind = (method, problem.dim, problem.dtype, problem.noise, problem.cost, classes)
+            return cls(method, problem, stacked, mesh)
+        facts = (problem.dim, problem.dtype, problem.noise, problem.cost, len(problem.classes))
+        kind = (method, *facts, stacked, mesh)
         try:
-            programs = _shared.pop(kind, None) or cls(method, problem)
-        except TypeError:  # not hashable
-            return cls(method, problem)
+            hash(kind)
+        except TypeError:  # an empty dict would not have asked
+            return cls(method, problem, stacked, mesh)
+        programs = _shared.pop(kind, None) or cls(method, problem, stacked, mesh)
         _shared[kind] = programs
         if len(_shared) > _MOST_SHARED:
             del _shared[next(iter(_shared))]  # the one that was not used for longest
@@ -525,11 +627,12 @@ class _Programs:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         key = (structure, shapes, jax.config.read("jax_enable_x64"))
         if key not in self._compiled:
-            self._compiled[key] = self._advance.lower(*arguments).compile()
+            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                self._compiled[key] = self._advance.lower(*arguments).compile()
         return self._compiled[key]
 
 
-_shared: dict[Any, _Programs] = {}
+_shared: dict[Any, Programs] = {}
 
 
 def _extract(method: Method[Any], problem: TransportProblem, state: Any) -> Transport:
@@ -585,9 +688,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _check_arguments(
+def check_arguments(
     steps: int | None, time_budget: float | None, validation: float, checkpoint_every: float
 ) -> None:
+    """`InputError` for an argument of `fit` that is out of range."""
     if steps is not None and (isinstance(steps, bool) or int(steps) != steps or steps < 1):
         raise InputError(f"Expected steps to be a whole number >= 1, found {steps!r}.")
     if time_budget is not None and not 0.0 < time_budget < float("inf"):

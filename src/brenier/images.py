@@ -30,7 +30,7 @@ _GREY = np.array([0.299, 0.587, 0.114])
 class ImageFolder(Sampler):
     """The images below a folder, drawn uniformly, with replacement, from disk.
 
-    A batch is read while the step before is computed, by a few threads. A point is an image of `size`, channels
+    Batches are read by a few threads, while the steps before are computed. A point is an image of `size`, channels
     last, flattened: d = height · width · channels, values from -1 (black) to 1. What is transparent counts as white.
 
     Args:
@@ -88,7 +88,6 @@ class ImageFolder(Sampler):
         self.dim, self.dtype = int(np.prod(self.shape)), np.dtype(np.float32)
         self._encode: Encode | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-        self._next: tuple[Any, list[list[Future[Any]]]] = (None, [])
 
     @property
     def size(self) -> int:  # type: ignore[override]  # computed, not set
@@ -181,11 +180,7 @@ class ImageFolder(Sampler):
     ) -> jax.Array:
         del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
-        name = tuple(np.asarray(jax.random.key_data(key)).tolist())
-        asked = (name, start, count, n)
-        batches = self._next[1] if self._next[0] == asked else self._start(key, start, count, n)
-        following = (name, start + count, count, n)
-        self._next = (following, self._start(key, start + count, count, n))
+        batches = self._start(key, start, count, n)
         return jnp.asarray(np.stack([self._points([f.result() for f in b]) for b in batches]))
 
     def pool(self, n: int, seed: int) -> np.ndarray:
@@ -203,7 +198,6 @@ class ImageFolder(Sampler):
     def encoded(self, encode: Encode, dtype: Any) -> ImageFolder:
         other = copy.copy(self)
         other._encode, other.dtype = encode, np.dtype(dtype)
-        other._next = (None, [])
         return other
 
     def digest(self) -> str:

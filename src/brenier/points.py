@@ -59,7 +59,7 @@ def read_points(path: PathLike) -> np.ndarray:
     """
     file, _ = _locate(path)
     if file.suffix.lower() == ".npy":
-        array = _map_npy(file)
+        array = map_npy(file)
         if array.dtype in (np.float32, np.float64) and array.dtype.isnative:
             for _ in _checked(path, _slices(array, BLOCK_ROWS)):
                 pass
@@ -211,7 +211,7 @@ def _slices(array: Any, rows: int) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Iterator[None]:
     """Whatever a parser throws at a damaged or foreign file becomes one `InputError`."""
     try:
         yield
@@ -241,17 +241,18 @@ def _optional(module: str, file: Path) -> Any:
 # Readers: (file, key, rows) -> blocks
 
 
-def _map_npy(file: Path) -> np.ndarray:
-    with _reading(file):
+def map_npy(file: Path) -> np.memmap:
+    """The array of a `.npy` file, on disk; `InputError` where it is none or has been cut short."""
+    with reading(file):
         return np.lib.format.open_memmap(file, mode="r")
 
 
 def _read_npy(file: Path, key: str | None, rows: int) -> Iterator[Any]:
-    return _slices(_map_npy(file), rows)
+    return _slices(map_npy(file), rows)
 
 
 def _read_npz(file: Path, key: str | None, rows: int) -> Iterator[Any]:
-    with _reading(file), np.load(file, allow_pickle=False) as archive:
+    with reading(file), np.load(file, allow_pickle=False) as archive:
         names = ", ".join(archive.files) or "none"
         if key is None and len(archive.files) != 1:
             raise InputError(
@@ -264,7 +265,7 @@ def _read_npz(file: Path, key: str | None, rows: int) -> Iterator[Any]:
 
 
 def _read_table(file: Path, rows: int, delimiter: str) -> Iterator[np.ndarray]:
-    with _reading(file), open(file, encoding="utf-8-sig", newline="") as handle:
+    with reading(file), open(file, encoding="utf-8-sig", newline="") as handle:
         lines = ((number, line) for number, line in enumerate(handle, 1) if line.strip())
         head = list(itertools.islice(lines, 2))
         if not head:
@@ -325,10 +326,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray]:
+@contextlib.contextmanager
+def open_parquet(file: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` whose columns are numbers; `InputError` where it is none."""
     parquet = _optional("pyarrow.parquet", file)
     arrow = _optional("pyarrow", file)
-    with _reading(file), parquet.ParquetFile(file) as table:
+    with reading(file), parquet.ParquetFile(file) as table:
         for column in table.schema_arrow:
             kind = column.type
             if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind)):
@@ -341,6 +344,11 @@ def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray
                     f"Expected columns of coordinates in '{file}', found an index of rows "
                     f"('{column.name}'); write the file without it (pandas: index=False)."
                 )
+        yield table
+
+
+def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray]:
+    with open_parquet(file) as table:
         for batch in table.iter_batches(batch_size=rows):
             # A missing value comes out as NaN, which the check of the block names.
             yield np.column_stack([c.to_numpy(zero_copy_only=False) for c in batch.columns])
@@ -348,7 +356,7 @@ def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray
 
 def _read_h5ad(file: Path, key: str | None, rows: int) -> Iterator[Any]:
     anndata = _optional("anndata", file)
-    with _reading(file):
+    with reading(file):
         cells = anndata.read_h5ad(file, backed="r")
         try:
             if key is not None and key not in cells.obsm:

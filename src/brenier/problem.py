@@ -19,8 +19,9 @@ class TransportProblem:
     """Dynamic optimal transport: minimise `E ∫ L(v) + U(x) dt` over `dx = v dt + σ dW`, `x₀ ~ μ`, `x₁ ~ ν`.
 
     Args:
-        source, target: samples of `μ` and `ν`: an array (n, d), a memory-mapped `.npy` (or its path), or a function
-            `(key, n) -> (n, d)`. The two sides may differ in size, not in dimension.
+        source, target: samples of `μ` and `ν`: an array (n, d); what stays on disk: a memory-mapped `.npy`, or the
+            path to a `.npy` or `.parquet` file or to a folder of them; or a function `(key, n) -> (n, d)`. The two
+            sides may differ in size, not in dimension.
         cost: `L`, one of `brenier.costs` or a cost of OTT-JAX; quadratic with the ½ by default.
         state_cost: `U(x) >= 0`, the price of being at `x` per unit time: a `brenier.state_costs.StateCost`, shapes,
             or a function of one point (or of a batch, with an attribute `batched = True`), in JAX or not.

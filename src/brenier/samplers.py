@@ -1,4 +1,4 @@
-"""Where samples come from: arrays in memory, memory-mapped files, or a function of a key.
+"""Where samples come from: arrays in memory, files on disk, or a function of a key.
 
 `as_sampler` decides; `check_points` is the one place where point arrays are validated.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from brenier.typing import Key
 Encode = Callable[[Any], Any]
 
 _CHECKED_ROWS = 100_000
+_READ_ROWS = 4096  # between two moments at which mapped pages are let go: each row may hold 64 KiB
 
 POOL = 100_000
 """Samples behind moments, bounding boxes and the linear map."""
@@ -203,12 +206,28 @@ class ArraySampler(Sampler):
         return _hash(np.ascontiguousarray(self.array).tobytes(), str(self.array.dtype))
 
 
+class RowsOnDisk(Protocol):
+    """What a `MemmapSampler` reads from: an array that stays on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """The rows of these numbers, which increase."""
+        ...
+
+
 class MemmapSampler(Sampler):
-    """Uniform draws, with replacement, from a memory-mapped `.npy` file; only the rows drawn are read."""
+    """Uniform draws, with replacement, from memory-mapped files; only the rows drawn are read, and none is kept."""
 
     def __init__(
         self,
-        array: np.memmap,
+        array: RowsOnDisk,
         encode: Encode | None = None,
         dtype: Any = None,
         held_out: np.ndarray | None = None,
@@ -221,11 +240,18 @@ class MemmapSampler(Sampler):
         self.size, self.dim = self._count, array.shape[1]
         self.dtype = np.dtype(dtype or (np.float64 if array.dtype == np.float64 else np.float32))
 
+    def _numbers(self, index: np.ndarray) -> np.ndarray:
+        """The numbers in the file of rows of the rest."""
+        return index + np.searchsorted(self._held_out, index, side="right")
+
     def _rows(self, index: np.ndarray) -> np.ndarray:
-        index = index + np.searchsorted(self._held_out, index, side="right")
+        index = self._numbers(index)
         order = np.argsort(index)  # Reading in file order keeps the disk's read-ahead useful.
         rows = np.empty((len(index), self.dim), np.promote_types(self._array.dtype, np.float32))
-        rows[order] = self._array[index[order]]
+        for start in range(0, len(index), _READ_ROWS):
+            some = order[start : start + _READ_ROWS]
+            rows[some] = self._array[index[some]]
+            _let_go(self._array)
         check_finite(rows, self._name)
         return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
 
@@ -253,7 +279,9 @@ class MemmapSampler(Sampler):
         rng = np.random.default_rng(seed)
         rows = np.sort(rng.choice(self._count, n, replace=False, shuffle=False))
         held_out = self._rows(rows)
-        rest = rows - np.arange(n)
+        before = self._held_out + np.arange(len(self._held_out))
+        gone = np.sort(np.concatenate([before, self._numbers(rows)]))
+        rest = gone - np.arange(len(gone))
         return MemmapSampler(self._array, self._encode, self.dtype, rest, self._name), held_out
 
     def encoded(self, encode: Encode, dtype: Any) -> MemmapSampler:
@@ -320,8 +348,9 @@ def as_sampler(data: Any, name: str = "source") -> Sampler:
     """A `Sampler` from what a user has.
 
     Args:
-        data: an array-like (n, d) with at least two points; a memory-mapped array or a path to a `.npy` file
-            (then mapped); a function `(key, n) -> (n, d)`, traceable by JAX or not; or a `Sampler`.
+        data: an array-like (n, d) with at least two points; a memory-mapped array, or a path to a `.npy` or
+            `.parquet` file or to a folder of such files, which stay on disk; a function `(key, n) -> (n, d)`,
+            traceable by JAX or not; or a `Sampler`.
         name: used in error messages.
 
     Raises:
@@ -330,6 +359,11 @@ def as_sampler(data: Any, name: str = "source") -> Sampler:
     if isinstance(data, Sampler):
         return data
     if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if path.is_dir() or path.suffix.lower() == ".parquet":
+            from brenier.shards import sharded_sampler  # which is made of what is here
+
+            return sharded_sampler(path, name)
         data = _map_file(data, name)
     if isinstance(data, np.memmap):
         if data.ndim != 2 or len(data) < 2 or data.dtype.kind not in "fiu":
@@ -365,6 +399,14 @@ def cells_by_place(points: np.ndarray, count: int) -> np.ndarray:
         order = np.argpartition(part[:, np.argmax(part.var(axis=0))], cut)
         parts += [(rows[order[:cut]], first, left), (rows[order[cut:]], first + left, cells - left)]
     return cell
+
+
+def _let_go(array: Any) -> None:
+    """Give back the memory of the pages that were read; the system's own cache keeps them while it has room."""
+    mapped = getattr(array, "base", None)
+    # What was written to a private mapping would be lost, and a slice does not own its mapping.
+    if isinstance(mapped, mmap.mmap) and array.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _map_file(path: str | os.PathLike[str], name: str) -> np.memmap:

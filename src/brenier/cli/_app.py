@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 _JUDGED = 4096  # points of each side by which a default is chosen
-_IN_MEMORY = 1 << 30  # bytes: a larger file of points stays on disk
+_IN_MEMORY = 1 << 30  # bytes: a larger file of points stays on disk, as folders of files do
 
 
 class Method(enum.StrEnum):
@@ -183,10 +183,17 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
     ] = None,
+    devices: Annotated[
+        int,
+        typer.Option(
+            **_number(int, 1, 10**6, "a whole number of at least 1"),
+            help="Split every batch over this many devices.",
+        ),
+    ] = 1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a map and its inverse to two files of points.
+    """Fit a map and its inverse to two files of points, or folders of .npy or .parquet files.
 
     Around walls, and with noise, by `--method hota`.
     Ctrl-C keeps the best map so far: it is written, and the exit status is 0.
@@ -249,6 +256,7 @@ def fit(
             validation=validation,
             callbacks=[progress],
             checkpoint=checkpoint,
+            devices=devices,
         )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
@@ -548,7 +556,13 @@ def _load(path: str) -> Any:
     import numpy as np
 
     from brenier.points import read_points
+    from brenier.shards import SUFFIXES
 
+    file = Path(path)
+    if file.is_dir():
+        return file
+    if file.suffix.lower() in SUFFIXES and file.exists() and file.stat().st_size > _IN_MEMORY:
+        return file
     points = read_points(path)
     return points if points.nbytes > _IN_MEMORY else np.array(points)
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
 from brenier.costs import Cost, Quadratic
+from brenier.devices import split
 from brenier.discrepancies import Statistic, classwise_energy_distance
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
@@ -249,7 +250,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             parts.append(path_points(x, images, y, preimages, path_key, on_paths))
         if n - on_paths:
             parts.append(box_points(box, box_key, n - on_paths))
-        t, z = (jnp.concatenate(columns) for columns in zip(*parts, strict=True))
+        t, z = (split(jnp.concatenate(columns)) for columns in zip(*parts, strict=True))
         return t, z
 
     def default_widths(self, dim: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
 from brenier.costs import Quadratic
+from brenier.devices import split
 from brenier.errors import UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate, velocities
 from brenier.gaussian import GaussianPotential
@@ -312,7 +313,7 @@ class HOTA(PresetMethod[Any]):
             lambda state: state,
             state,
         )
-        t, z = self._collocation(problem, state, x, y, points_key, progress)
+        t, z = map(split, self._collocation(problem, state, x, y, points_key, progress))
         price = self._prices(problem, state, t, z, loss_key, progress)
 
         def residual_loss(network: Any) -> jax.Array:
@@ -321,7 +322,7 @@ class HOTA(PresetMethod[Any]):
         def mismatch(network: Any) -> jax.Array:
             u = with_base(state.base, network)
             at_end = jax.vmap(lambda x: u(jnp.ones((), x.dtype), x))
-            return jnp.mean(at_end(state.endpoints)) - jnp.mean(at_end(y))
+            return jnp.mean(at_end(split(state.endpoints))) - jnp.mean(at_end(y))
 
         def end_loss(network: Any) -> tuple[jax.Array, jax.Array]:
             m = mismatch(network)
@@ -372,7 +373,7 @@ class HOTA(PresetMethod[Any]):
         paths = simulate(
             with_base(state.base, state.network),
             problem,
-            x[:count],
+            split(x[:count]),
             path_key,
             self.rollout_steps,
             offset,

@@ -1,0 +1,124 @@
+"""Many problems at once (`fit_many`) against one fit after the other: seconds, and the accuracy of both.
+
+Thirty-two maps between Gaussians in the plane, whose exact maps are known; other matrices for every problem. Both ways
+have compiled their programs before the clock starts.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import brenier
+from benchmarks.harness import (
+    Options,
+    conditions,
+    keep,
+    load,
+    markdown,
+    median_and_worst,
+    number,
+    select,
+    values,
+)
+from brenier.metrics import uvp
+
+COUNT = 32
+BATCHES = (64, 1024)
+STEPS = 300
+METHODS: dict[str, Callable[[int, int], Any]] = {
+    "dual": lambda batch, steps: brenier.NCF(batch_size=batch, steps=steps),
+    "energy": lambda batch, steps: brenier.NCF(objective="energy", batch_size=batch, steps=steps),
+}
+
+
+def run(options: Options) -> None:
+    for seed in options.seeds:
+        for name in METHODS:
+            for batch in BATCHES[:1] if options.quick else BATCHES:
+                case = {"objective": name, "batch": batch}
+                if options.wants(case):
+                    count, steps = (4, 50) if options.quick else (COUNT, STEPS)
+                    scores, seconds = _measure(name, batch, count, steps, seed)
+                    keep(options, "many", case, seed, scores=scores, seconds=seconds, count=count)
+
+
+def _measure(
+    name: str, batch: int, count: int, steps: int, seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    rng = np.random.default_rng(seed)
+    exact = [_gaussians(rng) for _ in range(count)]
+    problems = [
+        brenier.TransportProblem(
+            rng.multivariate_normal(u.source_mean, np.eye(2), size=4 * batch),
+            u.forward(rng.multivariate_normal(u.source_mean, np.eye(2), size=4 * batch)),
+        )
+        for u in exact
+    ]
+    method, key = METHODS[name](batch, steps), jax.random.key(seed)
+    keys = jax.random.split(key, count)
+
+    def together() -> list[brenier.Solution]:
+        return brenier.fit_many(problems, method, key=key, early_stopping=False)
+
+    def in_turn() -> list[brenier.Solution]:
+        return [
+            brenier.fit(problem, method, key=key, early_stopping=False)
+            for problem, key in zip(problems, keys, strict=True)
+        ]
+
+    scores, seconds = {}, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", brenier.BrenierWarning)
+        brenier.fit_many(problems, method, key=key, steps=1)
+        brenier.fit(problems[0], method, key=keys[0], steps=1)
+        for way, solve in (("together", together), ("in_turn", in_turn)):
+            start = time.perf_counter()
+            solutions = solve()
+            seconds[way] = time.perf_counter() - start
+            scores[f"uvp_{way}"] = np.mean(
+                [_uvp(s, u, seed) for s, u in zip(solutions, exact, strict=True)]
+            )
+    return scores | {"ratio": seconds["in_turn"] / seconds["together"]}, seconds
+
+
+def _gaussians(rng: np.random.Generator) -> brenier.GaussianPotential:
+    root = rng.normal(size=(2, 2))
+    means = rng.normal(size=(2, 2))
+    return brenier.GaussianPotential.from_moments(
+        means[0], np.eye(2), means[1], root @ root.T + 0.2 * np.eye(2)
+    )
+
+
+def _uvp(solution: brenier.Solution, u: brenier.GaussianPotential, seed: int) -> float:
+    rng = np.random.default_rng((seed, 1))
+    x = rng.multivariate_normal(np.asarray(u.source_mean), np.eye(2), size=4096)
+    return uvp(solution.transport.forward(x), u.forward(x))
+
+
+def table(results: Path) -> str | None:
+    records = load("many", results)
+    if not records:
+        return None
+    header = [
+        *(f"{COUNT} problems, d = 2, {STEPS} steps", "together, s", "in turn, s", "ratio"),
+        *("UVP together, %", "UVP in turn, %"),
+    ]
+    rows = [
+        [
+            f"{name}, batch {batch}",
+            *(median_and_worst(values(chosen, way, "seconds")) for way in ("together", "in_turn")),
+            number(float(np.median(values(chosen, "ratio"))), 2),
+            *(median_and_worst(values(chosen, f"uvp_{way}")) for way in ("together", "in_turn")),
+        ]
+        for name in METHODS
+        for batch in BATCHES
+        if (chosen := select(records, objective=name, batch=batch))
+    ]
+    return f"{markdown(header, rows)}\n\n{conditions(records)}"

@@ -1,0 +1,159 @@
+"""Many problems of one kind, solved at once by one compiled program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from brenier.errors import InputError, UnsupportedProblemError
+from brenier.fit import Chunk, Programs, Run, check_arguments, drive
+from brenier.methods import Method
+from brenier.problem import TransportProblem
+from brenier.solution import Solution
+from brenier.transport import Transport
+from brenier.typing import Key
+
+
+def fit_many(
+    problems: Sequence[TransportProblem],
+    method: Method[Any],
+    *,
+    key: Key | None = None,
+    steps: int | None = None,
+    time_budget: float | None = None,
+    validation: float = 0.1,
+    early_stopping: bool = True,
+) -> list[Solution]:
+    """Solve many problems of one kind at once: bootstraps, pairs of pictures, repetitions with other keys.
+
+    Every step is one step of all of them, in one compiled program. Each stops when `fit` would have stopped it, and
+    keeps its state while the others go on. Up to round-off, solution `i` is that of
+
+        fit(problems[i], method, key=jax.random.split(key, len(problems))[i], ...)
+
+    One that diverges ends with the status "diverged" and its last good map, without an error.
+
+    Args:
+        problems: of one dimension, precision and cost, with batches of one size: sides smaller than the method's batch
+            must be equally many. Without noise and state cost.
+        method: how to solve all of them.
+        key: of all randomness; `jax.random.key(0)` by default.
+        steps, time_budget, validation, early_stopping: as in `fit`, for each; the time is that of all together.
+
+    Returns:
+        One `Solution` a problem. The timings in `info` are those of all together.
+
+    Raises:
+        InputError: no problems, problems of different kinds, arguments out of range.
+        UnsupportedProblemError: noise or a state cost; what the method cannot solve.
+
+    Example:
+        >>> problems = [TransportProblem(x[rows], y) for rows in bootstrap_rows]  # doctest: +SKIP
+        >>> maps = [s.transport for s in fit_many(problems, brenier.NCF())]  # doctest: +SKIP
+    """
+    check_arguments(steps, time_budget, validation, 0.0)
+    if not len(problems):
+        raise InputError("Expected at least one problem, found none.")
+    for problem in problems:
+        method.check(problem)
+        if problem.noise or problem.state_cost is not None:
+            raise UnsupportedProblemError(
+                "fit_many takes problems without noise and state_cost; solve these with fit, one by one."
+            )
+        if problem.dim != problems[0].dim:
+            raise InputError(
+                f"Expected problems of one dimension, found {problems[0].dim} and {problem.dim}; "
+                "solve each kind in a call of its own."
+            )
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(problems))
+    with jax.default_matmul_precision("highest"):
+        options = (steps, time_budget, validation, early_stopping)
+        first = Run(problems[0], method, keys[0], *options)
+        rest = zip(problems[1:], keys[1:], strict=True)
+        runs = [first, *(Run(p, method, key, *options, first.programs) for p, key in rest)]
+        stack = _Stack(runs)
+        for run in runs:
+            run.begin()
+        drive(runs, stack.chunk)
+        return [run.end(throw=False) for run in runs]
+
+
+class _Stack:
+    """The states of several runs as one, with a leading axis."""
+
+    def __init__(self, runs: Sequence[Run]):
+        _expect_one_kind(runs)
+        self.runs = runs
+        self.programs = Programs.of(runs[0].method, runs[0].inner, stacked=True)
+        self.state = _stacked([run.state for run in runs])
+        for run in runs:
+            run.state = None
+        self.inputs: list[Any] = [None] * len(runs)
+
+    def chunk(self) -> list[Chunk]:
+        """Steps of all runs that go on; the others keep their states."""
+        self.inputs = [
+            # Of one that has stopped, the last batches with no steps.
+            run.inputs() if run.goes_on else (*old[:3], jnp.zeros_like(old[3]), *old[4:])
+            for run, old in zip(self.runs, self.inputs, strict=True)
+        ]
+        arguments = (self.state, *_stacked(self.inputs))
+        start = time.perf_counter()
+        advance = self.programs.advance(arguments)
+        compiled = time.perf_counter()
+        self.state, metrics = advance(*arguments)
+        for run in self.runs:
+            if run.goes_on:
+                run.look_ahead()
+        columns = {name: values.tolist() for name, values in jax.device_get(metrics).items()}
+        done = time.perf_counter()
+        for run in self.runs:
+            run.progress.compile_seconds += compiled - start
+            run.progress.run_seconds += done - compiled
+        # One program for all maps, and only where some run looks at its own.
+        transports = cache(partial(self.programs.extract, self.state))
+        return [
+            ({name: values[i] for name, values in columns.items()}, partial(_member, transports, i))
+            for i in range(len(self.runs))
+        ]
+
+
+def _member(transports: Any, i: int) -> Transport:
+    return _picked(transports(), i)
+
+
+@jax.jit
+def _picked(tree: Any, i: Any) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+@jax.jit
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _expect_one_kind(runs: Sequence[Run]) -> None:
+    def kind(run: Run) -> tuple[Any, ...]:
+        batch = run.method.batch
+        sides = (run.inner.source.batch(batch), run.inner.target.batch(batch))
+        return run.inner.dtype.name, *sides
+
+    first = kind(runs[0])
+    for i, run in enumerate(runs):
+        if kind(run) != first:
+            found = "{}, batches of {} and {} points"
+            raise InputError(
+                f"Expected problems of one kind, found {found.format(*first)} in the first and "
+                f"{found.format(*kind(run))} in number {i}; solve each kind in a call of its own."
+            )
+        if not eqx.tree_equal(run.inner.cost, runs[0].inner.cost):
+            raise InputError(
+                f"Expected one cost in the fit's coordinates, found {run.inner.cost} in number {i} "
+                f"and {runs[0].inner.cost} in the first; solve these with fit, one by one."
+            )
