@@ -406,6 +406,7 @@ class _Run:
             held_out=0 if self.held_out is None else len(self.held_out.x),
             dtype=np.dtype(self.dtype).name,
             noise=self.problem.noise,
+            state_cost=self.problem.state_cost is not None,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=_versions(),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import numpy as np
 
 from brenier.transport import Transport
 from brenier.typing import Potential
+
+if TYPE_CHECKING:  # what judges a solution is built on it
+    from brenier.certificate import Certificate
 
 STATUS = {
     "matched": "the held-out energy distance reached the noise band of same-distribution samples",
@@ -58,3 +61,9 @@ class Solution(eqx.Module):
     def potential(self) -> Potential:
         """`u(t, x)` on one point, in the units of the data."""
         return self.transport.potential
+
+    def certificate(self, Xs: Any, Xt: Any, **options: Any) -> Certificate:
+        """Bounds on the optimal cost from held-out samples; see `brenier.certificate`."""
+        from brenier.certificate import certificate
+
+        return certificate(self, Xs, Xt, **options)
