@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    certificate,
     color,
     digits,
     energy,
@@ -26,7 +27,7 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, interpolation, obstacles, color, digits),
-        *(energy, step, throughput),
+        *(energy, step, throughput, certificate),
     )
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import (
     ablation,
+    certificate,
     color,
     digits,
     energy,
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "obstacles": obstacles.table,
     "interpolation": interpolation.table,
     "interpolation-study": interpolation.study_table,
+    "certificate": certificate.table,
     "energy": energy.table,
     "energy-memory": energy.memory_table,
     "w2": w2.table,

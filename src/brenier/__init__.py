@@ -37,5 +37,6 @@ from brenier.solution import Solution as Solution
 from brenier.transport import CharacteristicTransport as CharacteristicTransport
 from brenier.transport import MapTransport as MapTransport
 from brenier.transport import Transport as Transport
+from brenier.verdict import evaluate as evaluate
 
 __version__ = importlib.metadata.version("brenier")

@@ -67,3 +67,9 @@ class Solution(eqx.Module):
         from brenier.certificate import certificate
 
         return certificate(self, Xs, Xt, **options)
+
+    def evaluate(self, Xs: Any, Xt: Any, **options: Any) -> dict[str, Any]:
+        """Scores, bounds and a verdict from held-out samples; see `brenier.evaluate`."""
+        from brenier.verdict import evaluate
+
+        return evaluate(self, Xs, Xt, **options)

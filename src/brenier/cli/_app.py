@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from brenier.cli._running import Commands, Interrupted, keep_compiled, print_json
+from brenier.cli._running import FAILED, Commands, Interrupted, keep_compiled, print_json
 from brenier.errors import InputError
 
 app = typer.Typer(
@@ -386,40 +386,34 @@ def evaluate(
     source: Source,
     target: Target,
     seed: Seed = 0,
+    state_cost: StateCostFile = None,
+    extent: Extent = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit status 1 for a map that does not pass.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a map against sampling noise and simple maps.
+    """Score a map against sampling noise, simple maps and bounds on the cost.
 
-    Give it points that it was not fitted to.
+    Give it points that it was not fitted to, and the walls that it was.
     """
     from brenier.points import read_points
 
     x, y = read_points(source), read_points(target)
 
     import brenier
-    from brenier.cli._evaluate import BASELINES
-    from brenier.cli._evaluate import evaluate as score
+    from brenier.cli._scores import scores_in_words
+    from brenier.cli._walls import check_plane, fitted_height, read_walls
+    from brenier.verdict import evaluate as score
 
     keep_compiled()
-    scores = score(brenier.load(map_file), x, y, seed=seed)
-
-    def text() -> str:
-        lines = {name.replace("_", " "): scores[name] for name in ("map", *BASELINES)}
-        lines["sampling noise"] = scores["noise_band"] | {"ratio": 1.0}
-        rows = [f"{'energy distance':18}{'forward':>12}{'backward':>12}{'/ noise':>10}"]
-        rows += [
-            f"{name:18}{s['forward']:12.4g}{_or_dash(s['backward']):>12}{s['ratio']:10.3g}"
-            for name, s in lines.items()
-        ]
-        rows.append("")
-        if scores["round_trip"] is not None:
-            rows.append(f"round trip  {scores['round_trip']:.3g} of the variance")
-        rows.append(f"dual value  {scores['dual_value']:.6g}")
-        if scores["map_cost"] is not None:
-            rows.append(f"map cost    {scores['map_cost']:.6g} (the dual value, if optimal)")
-        return "\n".join([*rows, "", scores["verdict"]])
-
-    _report(scores, text, as_json)
+    solution = brenier.load(map_file)
+    walls = read_walls(state_cost, extent, fitted_height(solution) if state_cost else None)
+    check_plane(walls, solution.transport.dim)
+    scores = score(solution, x, y, state_cost=walls, seed=seed)
+    _report(scores, lambda: scores_in_words(scores), as_json)
+    if check and not scores["passed"]:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -537,10 +531,6 @@ def _load(path: str) -> Any:
 
     points = read_points(path)
     return points if points.nbytes > _IN_MEMORY else np.array(points)
-
-
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _mover(transport: Any, inverse: bool, time: float | None) -> Callable[[Any], Any]:
