@@ -247,7 +247,8 @@ def _static(
         start = transport.potential_at(0.0)
         f, f_origins = (_finite(-_values(start, p)) for p in (x, origins))
         to_images, from_origins = (
-            np.asarray(_paired(cost, *pair)) for pair in ((x, images), (origins, y))
+            np.asarray(_paired(cost, *map(jnp.asarray, pair)))
+            for pair in ((x, images), (origins, y))
         )
         at_images = _conjugate(start, cost, x, f, images)
         at_y = np.minimum(_conjugate(start, cost, x, f, y), from_origins - f_origins)

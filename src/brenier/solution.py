@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import numpy as np
 
+from brenier.files import PathLike
 from brenier.transport import Transport
 from brenier.typing import Potential
 
@@ -73,3 +74,16 @@ class Solution(eqx.Module):
         from brenier.verdict import evaluate
 
         return evaluate(self, Xs, Xt, **options)
+
+    def report(self, path: PathLike, Xs: Any = None, Xt: Any = None, **options: Any) -> None:
+        """Write a page about this map, an HTML file that opens offline.
+
+        Args:
+            path: of the page.
+            Xs, Xt: points for the verdict and the pictures, best held out; without them the page has
+                what the fit recorded.
+            **options: `state_cost`, `pictures`, `title`, `seed`; see `brenier.report.write_report`.
+        """
+        from brenier.report import write_report
+
+        write_report(path, self, Xs, Xt, **options)

@@ -50,6 +50,12 @@ SCORES = {
 }
 """The other scores of the way forward, as a table calls them."""
 
+_RIVALS = (
+    "identity",
+    "mean_shift",
+    "linear",
+)  # discrete transport is no map: it knows its points only
+
 # A perfect map is above the 95 % band once in twenty times. Twice that level in the tail, or a misfit too
 # small for the eye, is still called a match; a wrong map is many bands away.
 _TOLERATED = 1.5
@@ -310,8 +316,8 @@ def _match_in_words(
     scores: dict[str, dict[str, float]], transport: Transport, matches: bool
 ) -> str:
     ratio = scores["map"]["ratio"]
-    enough = [name for name in BASELINES if scores[name]["ratio"] <= 1.0]  # the simplest first
-    best = enough[0] if enough else min(BASELINES, key=lambda name: scores[name]["ratio"])
+    enough = [name for name in _RIVALS if scores[name]["ratio"] <= 1.0]  # the simplest first
+    best = enough[0] if enough else min(_RIVALS, key=lambda name: scores[name]["ratio"])
     rival, name = scores[best]["ratio"], BASELINES[best]
     curved = isinstance(transport, FlowTransport)
     # A simple map is no way out where there are walls or noise, which this file does not know.

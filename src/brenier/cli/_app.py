@@ -104,6 +104,9 @@ Extent = Annotated[
     tuple[str, str, str, str] | None,  # parsed by `read_walls`, which says what was found
     typer.Option(metavar="X_MIN X_MAX Y_MIN Y_MAX", help="Where the whole of --state-cost lies."),
 ]
+ReportFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page about the map: .html.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors and the JSON.")]
 
@@ -175,6 +178,7 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
     ] = None,
+    report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -186,8 +190,12 @@ def fit(
     from brenier.files import check_output
 
     inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]
-    _refuse_to_overwrite([out, checkpoint], inputs)
+    _refuse_to_overwrite([out, checkpoint, report], inputs)
     check_output(out)
+    if report is not None:
+        from brenier.report import check_report_output
+
+        check_report_output(report)
     if checkpoint is not None:
         if checkpoint.resolve() == out.resolve():
             raise InputError(
@@ -247,15 +255,27 @@ def fit(
         info = Metadata(solution.info | {"state_cost": facts})
         solution = dataclasses.replace(solution, info=info)
     brenier.save(out, solution)
+    written = [out]
+    if report is not None:
+        from brenier.validation import split_sides
+
+        fitted, goal, x, y = split_sides(problem, validation, jax.random.key(seed))
+        if x is None or y is None:  # nothing was held out: better the points of the fit than none
+            x, y = (side.pool(_JUDGED, seed) for side in (fitted, goal))
+        solution.report(report, x, y, state_cost=walls, title=title, seed=seed)
+        written.append(report)
     _report(
         {
-            "files": [str(out)],
+            "files": [str(path) for path in written],
             "status": solution.status,
             "message": solution.message,
             "scores": solution.scores,
             "info": solution.info,
         },
-        lambda: f"{solution.message}\n{_scores_line(solution.scores)}Wrote {out}.",
+        lambda: (
+            f"{solution.message}\n{_scores_line(solution.scores)}"
+            + "\n".join(f"Wrote {path}." for path in written)
+        ),
         as_json,
         quiet,
     )
@@ -391,6 +411,7 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Exit status 1 for a map that does not pass.")
     ] = False,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Score a map against sampling noise, simple maps and bounds on the cost.
@@ -399,6 +420,11 @@ def evaluate(
     """
     from brenier.points import read_points
 
+    if report is not None:
+        from brenier.report import check_report_output
+
+        _refuse_to_overwrite([report], [str(map_file), source, target])
+        check_report_output(report)
     x, y = read_points(source), read_points(target)
 
     import brenier
@@ -411,6 +437,10 @@ def evaluate(
     walls = read_walls(state_cost, extent, fitted_height(solution) if state_cost else None)
     check_plane(walls, solution.transport.dim)
     scores = score(solution, x, y, state_cost=walls, seed=seed)
+    if report is not None:
+        name = map_file.stem
+        solution.report(report, x, y, state_cost=walls, scores=scores, title=name, seed=seed)
+        scores |= {"files": [str(report)]}
     _report(scores, lambda: scores_in_words(scores), as_json)
     if check and not scores["passed"]:
         raise typer.Exit(FAILED)
