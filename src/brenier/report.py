@@ -20,11 +20,11 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 
 from brenier.errors import InputError
 from brenier.files import PathLike, atomic_write, check_output
-from brenier.plotting import TIME, wall_shades
+from brenier.plotting import wall_shades
 from brenier.samplers import check_points
 from brenier.solution import Solution
 from brenier.state_costs import as_state_cost
@@ -37,7 +37,6 @@ _GRID, _FINE = 13, 60  # lines of the grid a side, and points on each
 _INK = "#7d7d84"  # read on white and on black
 _BLUE, _ORANGE = "#3a8fc9", "#d98a00"  # told apart by all eyes, by day and by night
 _LONGEST_SIDE = 900  # pixels of a picture
-_COLUMNS = 5  # of the time colours handed to the page
 
 Pictures = Mapping[str, Any]
 
@@ -96,7 +95,7 @@ def write_report(
         ]
     if pictures:
         shown = (_picture(caption, pixels) for caption, pixels in pictures.items())
-        parts.append(_section("Pictures", f'<div class="row">{"".join(shown)}</div>'))
+        parts.append(_section("Pictures", f'<div class="row pictures">{"".join(shown)}</div>'))
     parts += [_training_section(solution), _facts_section(solution)]
     script = _template("report.js") if Xs is not None else ""
     page = Template(_template("report.html")).substitute(
@@ -208,20 +207,18 @@ def _paths_section(solution: Solution, x: np.ndarray, y: np.ndarray, state_cost:
         shades = wall_shades(as_state_cost(state_cost, 2, points=x), window)
         walls = _data_uri(Image.fromarray(np.uint8(255 * shades)), "PNG")
     precision = max(3 - int(np.floor(np.log10(float((high - low).max())))), 0)
-    colors = TIME(np.linspace(0.0, 1.0, _COLUMNS))[:, :3]
     data = {
         "paths": np.round(flat, precision).tolist(),
         "target": np.round(target, precision).tolist(),
         "window": [float(w) for w in window],
-        "colors": np.rint(255 * colors).astype(int).tolist(),
+        "colors": [ImageColor.getrgb(color) for color in (_BLUE, _ORANGE)],
         "walls": walls,
     }
     height = round(900 * float((high - low)[1] / (high - low)[0]))
-    start, end = ("#{:02x}{:02x}{:02x}".format(*c) for c in (data["colors"][0], data["colors"][-1]))
     key = (
         f'<p class="muted"><span class="key"><svg viewBox="0 0 10 10"><circle cx="5" cy="5" r="4" '
-        f'fill="{start}"/></svg>source</span><span class="key"><svg viewBox="0 0 10 10"><circle '
-        f'cx="5" cy="5" r="4" fill="{end}"/></svg>transported</span><span class="key"><svg '
+        f'fill="{_BLUE}"/></svg>source</span><span class="key"><svg viewBox="0 0 10 10"><circle '
+        f'cx="5" cy="5" r="4" fill="{_ORANGE}"/></svg>transported</span><span class="key"><svg '
         'viewBox="0 0 10 10"><path d="M5 0V10M0 5H10" stroke="#8e8e94"/></svg>target</span></p>'
     )
     return _section(
@@ -302,7 +299,8 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Any:
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name} ")
         else:
-            yield f"{prefix}{name}".replace("_", " "), value
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            yield f"{prefix}{name}".replace("_", " "), shown
 
 
 # Figures
@@ -317,7 +315,7 @@ def _blank(width: float, height: float, panels: int = 1) -> tuple[Figure, list[A
         ax.patch.set_alpha(0.0)
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[:].set_color(_INK)
-        ax.tick_params(colors=_INK, labelsize=9)
+        ax.tick_params(which="both", colors=_INK, labelsize=9)
     return figure, axes
 
 
