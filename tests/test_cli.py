@@ -434,6 +434,19 @@ def test_evaluate_says_when_a_map_is_no_better_than_a_simple_one(points, exact_m
     assert not scores["passed"]
 
 
+def test_reports_of_a_fit_and_of_an_evaluation(points, exact_map):
+    fitted = ("fit", "x.npy", "y.npy", "--out", "m.brenier", "--steps", 2)
+    assert "type .html" in fail(2, *fitted, "--report", "r.txt")
+    assert not os.path.exists("m.brenier")
+    assert result_of(*fitted, "--report", "r.html")["files"] == ["m.brenier", "r.html"]
+    found = result_of("evaluate", exact_map, "x.npy", "y.npy", "--report", "e.html")
+    assert found["files"] == ["e.html"]
+    with open("e.html") as page:
+        assert found["verdict"] in page.read()
+    same = ("evaluate", exact_map, "x.npy", "y.npy", "--report", "y.npy")
+    assert "a new file to write to" in fail(2, *same)
+
+
 def test_color_names_its_pictures(tmp_path, monkeypatch):
     import brenier.color
 
