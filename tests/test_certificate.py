@@ -17,7 +17,7 @@ from brenier.errors import InputError
 from brenier.solution import Metadata, Solution
 
 PAIR = brenier.datasets.gaussian_pair(2, key=3, mean=1.0)
-N = 512
+N = 400
 
 
 def solved(potential, transport=None, **info):

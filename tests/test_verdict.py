@@ -13,7 +13,7 @@ from brenier.solution import Metadata, Solution
 from brenier.verdict import BASELINES
 
 PAIR = brenier.datasets.gaussian_pair(2, key=3, mean=1.0)
-N = 1500  # a map shrunk by 0.8 is then many noise bands away
+N = 1000  # a map shrunk by 0.8 is then many noise bands away
 
 
 def drawn(seed):
