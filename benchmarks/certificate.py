@@ -113,6 +113,7 @@ def _keep(options: Options, name: str, dim: int, seed: int, draws: Iterator[Draw
         scores={
             "draws": len(all_),
             "held": float(np.sum(held)),
+            "compared": len(above),
             "above": float(np.sum(above)),
             "gap": float(np.median([c.gap for c, _, _ in all_])),
             "largest_gap": float(np.max([c.gap for c, _, _ in all_])),
@@ -137,7 +138,7 @@ def table(results: Path) -> str | None:
             found = select(records, potential=name, dim=dim)
             if not found:
                 continue
-            total = {k: sum(values(found, k)) for k in ("draws", "held", "above")}
+            total = {k: sum(values(found, k)) for k in ("draws", "held", "compared", "above")}
             middle = {k: float(np.median(values(found, k))) for k in found[0]["scores"]}
             largest = max(values(found, "largest_gap"))
             row = [title, str(dim), f"{total['held']:.0f} of {total['draws']:.0f}"]
