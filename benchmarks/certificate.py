@@ -143,7 +143,7 @@ def table(results: Path) -> str | None:
             largest = max(values(found, "largest_gap"))
             row = [title, str(dim), f"{total['held']:.0f} of {total['draws']:.0f}"]
             row += [
-                f"{total['above']:.0f}",
+                f"{total['above']:.0f} of {total['compared']:.0f}",
                 f"{number(100 * middle['gap'], 2)} ({number(100 * largest, 2)})",
             ]
             row += [number(100 * middle["width"], 2)]
