@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    certificate,
     classes,
     color,
     costs,
@@ -31,7 +32,7 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement),
+        *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
         *(obstacles, color, digits, energy, step, throughput, latency, shards, many),
     )
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    certificate,
     classes,
     color,
     costs,
@@ -40,6 +41,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "obstacles": obstacles.table,
     "interpolation": interpolation.table,
     "interpolation-study": interpolation.study_table,
+    "certificate": certificate.table,
     "energy": energy.table,
     "energy-memory": energy.memory_table,
     "w2": w2.table,

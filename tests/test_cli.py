@@ -383,6 +383,7 @@ def test_maps_without_an_inverse_and_with_curved_paths(points, flow_map):
     ways = "each side into the other" if invertible else "the source into the target"
     assert ways in scores["verdict"]
     assert scores["verdict"].endswith("do not call for more, unless there are walls or noise.")
+    assert scores["certificate"] is None  # whether there were walls, this file does not say
     for name in ("map", "noise_band"):
         assert (scores[name]["backward"] is not None) == invertible
     printed = succeed("evaluate", flow_map, "x.npy", "y.npy").stdout
@@ -391,6 +392,9 @@ def test_maps_without_an_inverse_and_with_curved_paths(points, flow_map):
     np.save("shifted.npy", points + 5.0)
     verdict = result_of("evaluate", flow_map, "x.npy", "shifted.npy")["verdict"]
     assert verdict.endswith("a mean shift stays within it: fit longer.")
+    checked = run("evaluate", flow_map, "x.npy", "shifted.npy", "--check")
+    assert checked.exit_code == 1
+    assert verdict in checked.stdout
     back = ("transport", flow_map, "y.npy", "--out", "back.npy", "--inverse")
     if invertible:
         succeed(*back)
@@ -415,10 +419,16 @@ def test_evaluate_an_optimal_map(points, exact_map):
     assert scores["map_cost"] == pytest.approx(cost, rel=1e-12)
     # Complementary slackness: u(1, T(x)) - u(0, x) = ½|T(x) - x|² at every single point.
     assert scores["dual_value"] == pytest.approx(cost, rel=1e-9)
-    assert scores["verdict"].endswith(
+    assert scores["verdict"].startswith("The map turns each side into the other within")
+    assert (
         "and so does the linear (Gaussian) map: these points do not call for more."
+        in (scores["verdict"])
     )
-    text = succeed("evaluate", exact_map, "x.npy", "y.npy").stdout
+    bounds = scores["certificate"]
+    assert bounds["lower"] <= bounds["exact"]
+    assert bounds["upper"] == pytest.approx(bounds["lower"], rel=1e-6)
+    assert scores["passed"]
+    text = succeed("evaluate", exact_map, "x.npy", "y.npy", "--check").stdout
     assert text.endswith(f"\n\n{scores['verdict']}\n")
     assert f"dual value  {cost:.6g}" in text
 
@@ -443,6 +453,20 @@ def test_evaluate_says_when_a_map_is_no_better_than_a_simple_one(points, exact_m
     scores = result_of("evaluate", exact_map, "x.npy", "skewed.npy")
     assert scores["map"]["ratio"] > scores["linear"]["ratio"] > 1.0
     assert re.search(r"no better than .* times\): fit longer", scores["verdict"])
+    assert not scores["passed"]
+
+
+def test_reports_of_a_fit_and_of_an_evaluation(points, exact_map):
+    fitted = ("fit", "x.npy", "y.npy", "--out", "m.brenier", "--steps", 2)
+    assert "type .html" in fail(2, *fitted, "--report", "r.txt")
+    assert not os.path.exists("m.brenier")
+    assert result_of(*fitted, "--report", "r.html")["files"] == ["m.brenier", "r.html"]
+    found = result_of("evaluate", exact_map, "x.npy", "y.npy", "--report", "e.html")
+    assert found["files"] == ["e.html"]
+    with open("e.html") as page:
+        assert found["verdict"] in page.read()
+    same = ("evaluate", exact_map, "x.npy", "y.npy", "--report", "y.npy")
+    assert "a new file to write to" in fail(2, *same)
 
 
 def test_color_names_its_pictures(tmp_path, monkeypatch):

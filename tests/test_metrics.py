@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from scipy.spatial.distance import cdist
 
 from brenier import metrics
@@ -191,7 +192,6 @@ def test_violations_weigh_time_and_know_the_depth():
 
 
 def test_wasserstein2_squared_of_a_translated_and_shuffled_sample_is_the_squared_shift():
-    pytest.importorskip("ot")
     x = normal(13, 60, 3)
     shuffled = x[np.random.default_rng(0).permutation(60)] + [1.0, 2.0, 2.0]
     assert metrics.wasserstein2_squared(x, shuffled) == pytest.approx(9.0, rel=1e-9)
@@ -206,4 +206,20 @@ def test_wasserstein2_squared_of_unequal_samples_splits_mass():
 def test_wasserstein2_squared_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     with pytest.raises(ImportError, match=r"brenier\[bench\]"):
-        metrics.wasserstein2_squared(np.zeros((2, 1)), np.zeros((2, 1)))
+        metrics.wasserstein2_squared(np.zeros((2, 1)), np.zeros((3, 1)))
+
+
+def test_sliced_wasserstein2_of_a_translation_is_its_mean_projection():
+    x = normal(14, 50, 3)
+    shift = np.array([3.0, 0.0, 4.0])
+    # E (θ·s)² = |s|²/d, at 4000 directions to 3 %
+    found = metrics.sliced_wasserstein2(x, x[::-1] + shift, projections=4000)
+    assert found == pytest.approx(5.0 / np.sqrt(3), rel=0.03)
+    with pytest.raises(InputError, match="of one size"):
+        metrics.sliced_wasserstein2(x, x[1:])
+
+
+def test_kolmogorov_smirnov_is_that_of_scipy_in_every_coordinate():
+    x, y = normal(15, 40, 2), np.round(normal(16, 30, 2) + np.ones(2), 1)
+    expected = [scipy.stats.ks_2samp(a, b).statistic for a, b in zip(x.T, y.T, strict=True)]
+    np.testing.assert_allclose(metrics.kolmogorov_smirnov(x, y), expected, rtol=ROUND_OFF)

@@ -10,6 +10,8 @@ from brenier import images as images
 from brenier import metrics as metrics
 from brenier import networks as networks
 from brenier import state_costs as state_costs
+from brenier.certificate import Certificate as Certificate
+from brenier.certificate import certificate as certificate
 from brenier.discrepancies import energy_distance as energy_distance
 from brenier.errors import BrenierError as BrenierError
 from brenier.errors import BrenierWarning as BrenierWarning
@@ -36,5 +38,6 @@ from brenier.solution import Solution as Solution
 from brenier.transport import CharacteristicTransport as CharacteristicTransport
 from brenier.transport import MapTransport as MapTransport
 from brenier.transport import Transport as Transport
+from brenier.verdict import evaluate as evaluate
 
 __version__ = importlib.metadata.version("brenier")

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from brenier.certificate import Certificate
 from brenier.errors import InputError
 from brenier.fit import fit
 from brenier.many import fit_many
@@ -108,7 +109,8 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
         source, target = problem.source, problem.target
         if not (isinstance(source, ArraySampler) and isinstance(target, ArraySampler)):
             raise InputError(
-                "Expected arrays for bootstrap, whose rows can be drawn again; found files, functions or labelled points."
+                "Expected arrays without labels for bootstrap, whose rows can be drawn again; found files, functions "
+                "or labelled points."
             )
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
@@ -167,6 +169,22 @@ class TransportEstimator(TransformerMixin, BaseEstimator, auto_wrap_output_keys=
         images, target = self.transform(Xs), self._points(Xt, "Xt")
         dtype = np.promote_types(images.dtype, target.dtype)
         return -float(energy_distance(images.astype(dtype), target.astype(dtype)))
+
+    def certificate(self, Xs: Any = None, Xt: Any = None, **options: Any) -> Certificate:
+        """Bounds on the optimal cost from samples that were held out; see `brenier.certificate`.
+
+        Its `lower`, `upper`, `gap` and `exact` are the bounds, their relative distance and the discrete optimum.
+        """
+        if Xs is None or Xt is None:
+            missing = "Xs" if Xs is None else "Xt"
+            raise InputError(f"certificate needs both Xs and Xt; {missing} is missing.")
+        Xs, Xt = self._points(Xs, "Xs"), self._points(Xt, "Xt")
+        return self.solution_.certificate(Xs, Xt, **self._known, **options)
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        """What a certificate must be told of the problem beyond the solution."""
+        return {}
 
     @property
     def _transport(self) -> Any:
@@ -342,6 +360,10 @@ class HOTATransport(TransportEstimator):
         return TransportProblem(
             source, target, state_cost=self.state_cost, noise=self.noise, **labels
         )
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        return {"state_cost": self.state_cost}
 
 
 class DIOTMTransport(TransportEstimator):

@@ -39,7 +39,15 @@ from brenier.solution import STATUS, Metadata, Solution
 from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
 from brenier.transport import Transport
 from brenier.typing import Key
-from brenier.validation import HeldOut, dual_cost, gain, hold_out, verdict, worse_than_linear
+from brenier.validation import (
+    HeldOut,
+    dual_cost,
+    gain,
+    seed_of,
+    split_sides,
+    verdict,
+    worse_than_linear,
+)
 
 CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
@@ -205,14 +213,13 @@ class Run:
             steps = method.planned_steps if time_budget is None else 10**9
         self.planned = int(steps)
 
-        seed = int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
+        seed = seed_of(key)
         dtype = (
             jnp.float64
             if jax.config.read("jax_enable_x64") and problem.dtype == np.float64
             else jnp.float32
         )
-        source, x_held = hold_out(problem.source, validation, seed)
-        target, y_held = hold_out(problem.target, validation, seed + 1)
+        source, target, x_held, y_held = split_sides(problem, validation, key)
         x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
         if problem.state_cost is not None:
             around = _surroundings(x_pool, y_pool, seed).astype(problem.dtype)
@@ -499,6 +506,7 @@ class Run:
             cost=type(self.problem.cost).__name__,
             cost_at_probes=self._cost_at_probes(),
             classes=classes,
+            state_cost=self.problem.state_cost is not None,
             data_hash=self._data_hash(),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=_versions(),

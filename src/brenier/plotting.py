@@ -397,9 +397,23 @@ def _page(scene: _Scene, dpi: int) -> tuple[Figure, Axes]:
 
 def _walls(axes: Axes, scene: _Scene) -> None:
     """The obstacle in dark grey, or else the price in greys."""
-    walls = scene.walls
-    assert walls is not None
-    x_min, x_max, y_min, y_max = scene.window
+    assert scene.walls is not None
+    axes.imshow(
+        wall_shades(scene.walls, scene.window),
+        extent=scene.window,
+        interpolation="antialiased" if scene.walls.obstacle is not None else "bilinear",
+        zorder=1,
+    )
+
+
+def wall_shades(walls: StateCost, window: tuple[float, float, float, float]) -> np.ndarray:
+    """The obstacle in dark grey, or else the price in greys, as pixels (rows, columns, 4) in [0, 1].
+
+    Args:
+        walls: of the plane.
+        window: `(x_min, x_max, y_min, y_max)`.
+    """
+    x_min, x_max, y_min, y_max = window
     obstacle = walls.obstacle
     # A price may be a slow function of Python.
     cells, finer = (_CELLS, _FINER) if obstacle is not None else (_CELLS // 5, 1)
@@ -421,12 +435,7 @@ def _walls(axes: Axes, scene: _Scene) -> None:
     shade = shade.reshape(rows, finer, columns, finer).mean(axis=(1, 3))
     color = np.ones((rows, columns, 4)) * [*to_rgb(WALL), 1.0]
     color[..., 3] = shade
-    axes.imshow(
-        color,
-        extent=scene.window,
-        interpolation="antialiased" if obstacle is not None else "bilinear",
-        zorder=1,
-    )
+    return color
 
 
 def _legend(figure: Figure, scene: _Scene, *, moving: bool) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import numpy as np
 
+from brenier.files import PathLike
 from brenier.transport import Transport
 from brenier.typing import Potential
+
+if TYPE_CHECKING:  # what judges a solution is built on it
+    from brenier.certificate import Certificate
 
 STATUS = {
     "matched": "the held-out energy distance reached the noise band of same-distribution samples",
@@ -60,3 +64,28 @@ class Solution(eqx.Module):
     def potential(self) -> Potential:
         """`u(t, x)` on one point, in the units of the data."""
         return self.transport.potential
+
+    def certificate(self, Xs: Any, Xt: Any, **options: Any) -> Certificate:
+        """Bounds on the optimal cost from held-out samples; see `brenier.certificate`."""
+        from brenier.certificate import certificate
+
+        return certificate(self, Xs, Xt, **options)
+
+    def evaluate(self, Xs: Any, Xt: Any, **options: Any) -> dict[str, Any]:
+        """Scores, bounds and a verdict from held-out samples; see `brenier.evaluate`."""
+        from brenier.verdict import evaluate
+
+        return evaluate(self, Xs, Xt, **options)
+
+    def report(self, path: PathLike, Xs: Any = None, Xt: Any = None, **options: Any) -> None:
+        """Write a page about this map, an HTML file that opens offline.
+
+        Args:
+            path: of the page.
+            Xs, Xt: points for the verdict and the pictures, best held out; without them the page has
+                what the fit recorded.
+            **options: `state_cost`, `pictures`, `title`, `seed`; see `brenier.report.write_report`.
+        """
+        from brenier.report import write_report
+
+        write_report(path, self, Xs, Xt, **options)

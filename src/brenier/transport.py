@@ -47,6 +47,11 @@ class Transport(eqx.Module):
     def potential(self) -> Potential:
         """`u(t, x)` on one point, in the coordinates and units of the data."""
 
+    def potential_at(self, t: float) -> Potential:
+        """The potential for use at time `t` alone: the same values, at the ends often much cheaper."""
+        del t
+        return self.potential
+
     @abc.abstractmethod
     def forward(self, x: ArrayLike) -> ArrayLike:
         """`T(x)`: source points (n, d) to where they end at time 1."""
@@ -144,6 +149,9 @@ class CharacteristicTransport(StraightTransport):
 
     No ODE is solved (NCF, section 3).
     """
+
+    def potential_at(self, t: float) -> FramedPotential:
+        return FramedPotential(self._slice(check_time(t)), self.frame, self.cost)
 
     def dual_terms(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         if not isinstance(self.network, HopfLaxPotential):

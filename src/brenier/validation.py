@@ -39,6 +39,22 @@ def hold_out(sampler: Sampler, share: float, seed: int) -> tuple[Sampler, np.nda
     return sampler.split(n, seed)
 
 
+Split = tuple[Sampler, Sampler, np.ndarray | None, np.ndarray | None]
+
+
+def split_sides(problem: TransportProblem, share: float, key: Key) -> Split:
+    """What a fit with this key trains on and what it holds out, source first: the same every time."""
+    seed = seed_of(key)
+    source, x = hold_out(problem.source, share, seed)
+    target, y = hold_out(problem.target, share, seed + 1)
+    return source, target, x, y
+
+
+def seed_of(key: Key) -> int:
+    """A seed for the host's generators."""
+    return int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
+
+
 class HeldOut:
     """Held-out samples of both sides, in the frame's coordinates, and the noise bands that belong to their sizes.
 

@@ -12,9 +12,10 @@
 With `--json`, stdout holds exactly one JSON object: the result, or `{"error": {"type", "message",
 "exit_status"}}`. Everything else goes to stderr.
 
-Exit status: 0 done; 1 the work failed; 2 the input or the arguments are wrong. Ctrl-C during a fit
-keeps the best map so far: once it is written the exit status is 0, and the `status` of the map is
-"interrupted". Without a map to write, Ctrl-C ends with 1.
+Exit status: 0 done; 1 the work failed, or `evaluate --check` found a map that does not pass; 2 the
+input or the arguments are wrong. Ctrl-C during a fit keeps the best map so far: once it is written
+the exit status is 0, and the `status` of the map is "interrupted". Without a map to write, Ctrl-C
+ends with 1.
 """
 
 from brenier.cli._app import app as app

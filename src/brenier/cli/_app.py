@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from brenier.cli._running import Commands, Interrupted, keep_compiled, print_json
+from brenier.cli._running import FAILED, Commands, Interrupted, keep_compiled, print_json
 from brenier.errors import InputError
 
 app = typer.Typer(
@@ -104,6 +104,9 @@ Extent = Annotated[
     tuple[str, str, str, str] | None,  # parsed by `read_walls`, which says what was found
     typer.Option(metavar="X_MIN X_MAX Y_MIN Y_MAX", help="Where the whole of --state-cost lies."),
 ]
+ReportFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page about the map: .html.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors and the JSON.")]
 
@@ -190,6 +193,7 @@ def fit(
             help="Split every batch over this many devices.",
         ),
     ] = 1,
+    report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -201,8 +205,12 @@ def fit(
     from brenier.files import check_output
 
     inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]
-    _refuse_to_overwrite([out, checkpoint], inputs)
+    _refuse_to_overwrite([out, checkpoint, report], inputs)
     check_output(out)
+    if report is not None:
+        from brenier.report import check_report_output
+
+        check_report_output(report)
     if checkpoint is not None:
         if checkpoint.resolve() == out.resolve():
             raise InputError(
@@ -265,15 +273,27 @@ def fit(
         info = Metadata(solution.info | {"state_cost": facts})
         solution = dataclasses.replace(solution, info=info)
     brenier.save(out, solution)
+    written = [out]
+    if report is not None:
+        from brenier.validation import split_sides
+
+        fitted, goal, x, y = split_sides(problem, validation, jax.random.key(seed))
+        if x is None or y is None:  # nothing was held out: better the points of the fit than none
+            x, y = (side.pool(_JUDGED, seed) for side in (fitted, goal))
+        solution.report(report, x, y, state_cost=walls, title=title, seed=seed)
+        written.append(report)
     _report(
         {
-            "files": [str(out)],
+            "files": [str(path) for path in written],
             "status": solution.status,
             "message": solution.message,
             "scores": solution.scores,
             "info": solution.info,
         },
-        lambda: f"{solution.message}\n{_scores_line(solution.scores)}Wrote {out}.",
+        lambda: (
+            f"{solution.message}\n{_scores_line(solution.scores)}"
+            + "\n".join(f"Wrote {path}." for path in written)
+        ),
         as_json,
         quiet,
     )
@@ -404,40 +424,44 @@ def evaluate(
     source: Source,
     target: Target,
     seed: Seed = 0,
+    state_cost: StateCostFile = None,
+    extent: Extent = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit status 1 for a map that does not pass.")
+    ] = False,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
-    """Score a map against sampling noise and simple maps.
+    """Score a map against sampling noise, simple maps and bounds on the cost.
 
-    Give it points that it was not fitted to.
+    Give it points that it was not fitted to, and the walls that it was.
     """
     from brenier.points import read_points
 
+    if report is not None:
+        from brenier.report import check_report_output
+
+        _refuse_to_overwrite([report], [str(map_file), source, target])
+        check_report_output(report)
     x, y = read_points(source), read_points(target)
 
     import brenier
-    from brenier.cli._evaluate import BASELINES
-    from brenier.cli._evaluate import evaluate as score
+    from brenier.cli._scores import scores_in_words
+    from brenier.cli._walls import check_plane, fitted_height, read_walls
+    from brenier.verdict import evaluate as score
 
     keep_compiled()
-    scores = score(brenier.load(map_file), x, y, seed=seed)
-
-    def text() -> str:
-        lines = {name.replace("_", " "): scores[name] for name in ("map", *BASELINES)}
-        lines["sampling noise"] = scores["noise_band"] | {"ratio": 1.0}
-        rows = [f"{'energy distance':18}{'forward':>12}{'backward':>12}{'/ noise':>10}"]
-        rows += [
-            f"{name:18}{s['forward']:12.4g}{_or_dash(s['backward']):>12}{s['ratio']:10.3g}"
-            for name, s in lines.items()
-        ]
-        rows.append("")
-        if scores["round_trip"] is not None:
-            rows.append(f"round trip  {scores['round_trip']:.3g} of the variance")
-        rows.append(f"dual value  {scores['dual_value']:.6g}")
-        if scores["map_cost"] is not None:
-            rows.append(f"map cost    {scores['map_cost']:.6g} (the dual value, if optimal)")
-        return "\n".join([*rows, "", scores["verdict"]])
-
-    _report(scores, text, as_json)
+    solution = brenier.load(map_file)
+    walls = read_walls(state_cost, extent, fitted_height(solution) if state_cost else None)
+    check_plane(walls, solution.transport.dim)
+    scores = score(solution, x, y, state_cost=walls, seed=seed)
+    if report is not None:
+        name = map_file.stem
+        solution.report(report, x, y, state_cost=walls, scores=scores, title=name, seed=seed)
+        scores |= {"files": [str(report)]}
+    _report(scores, lambda: scores_in_words(scores), as_json)
+    if check and not scores["passed"]:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -565,10 +589,6 @@ def _load(path: str) -> Any:
         return file
     points = read_points(path)
     return points if points.nbytes > _IN_MEMORY else np.array(points)
-
-
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _mover(transport: Any, inverse: bool, time: float | None) -> Callable[[Any], Any]:

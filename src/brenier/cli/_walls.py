@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from brenier.errors import InputError
+from brenier.solution import Solution
 from brenier.state_costs import DEFAULT_HEIGHT, OccupancyGrid
 
 _STRAIGHT_LINES = 40.0
@@ -61,6 +62,12 @@ def read_walls(
         return OccupancyGrid(cells, place, height)
     except InputError as error:
         raise InputError(f"'{path}' holds no walls. {error}") from error
+
+
+def fitted_height(solution: Solution) -> float | None:
+    """The price that a map was fitted with by the command line; None where it is not known."""
+    facts = solution.info.get("state_cost")
+    return facts.get("height") if isinstance(facts, dict) else None
 
 
 def default_height(source: np.ndarray, target: np.ndarray) -> float:
