@@ -355,7 +355,7 @@ class TestResume:
                 problem = brenier.TransportProblem(source, 2.0 * target)
                 method = brenier.NCF(
                     objective="energy", network="mlp", widths=(8,), optimizer="adam",
-                    batch_size=32, collocation_size=16, steps=600,
+                    batch_size=32, collocation_size=16, steps=400,
                 )
                 solution = brenier.fit(
                     problem, method, validation=0.25, early_stopping=False,
@@ -381,7 +381,7 @@ class TestResume:
                 return child, open(reports, "rb", buffering=0)
 
             child, reports = start(None, "whole.brenier", 1000)
-            assert len(reports.readall()) == 24
+            assert len(reports.readall()) == 16
             assert os.waitpid(child, 0)[1] == 0
             moments, kills = random.Random(0), 0
             while True:

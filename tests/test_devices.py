@@ -25,7 +25,7 @@ method = dict(
     energy=lambda: brenier.NCF(objective="energy", collocation_size=32, **small),
     dual=lambda: brenier.NCF(**small),
     diotm=lambda: brenier.DIOTM(map_widths=(16,), **small),
-    hota=lambda: brenier.HOTA(trajectories=16, rollout_steps=4, **small),
+    hota=lambda: brenier.HOTA(pool=64, improved=32, refreshed=8, rollout_steps=4, **small),
 )[{method!r}]()
 step, traced = type(method).step, []
 type(method).step = lambda *args: traced.append(1) or step(*args)

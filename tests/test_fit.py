@@ -22,7 +22,9 @@ METHODS = {
     "ncf published": NCF(preset="published", **SMALL),
     "hjpinn": HJPINN(**SMALL),
     "diotm": DIOTM(widths=(16, 8), map_widths=(16,), batch_size=64, steps=60),
-    "hota": HOTA(widths=(16, 8), batch_size=64, trajectories=16, rollout_steps=4, steps=60),
+    "hota": HOTA(
+        widths=(16, 8), batch_size=64, pool=64, improved=32, refreshed=8, rollout_steps=4, steps=60
+    ),
 }
 RNG = np.random.default_rng(0)
 SOURCE = RNG.normal(size=(800, 2)).astype(np.float32)

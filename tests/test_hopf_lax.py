@@ -161,7 +161,8 @@ def test_pair_coordinates_of_degenerate_samples_are_finite():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(pair))
 
 
-@pytest.mark.parametrize("pair_coordinates", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pair_coordinates", [False, True])
 def test_training_finds_both_maps(pair_coordinates):
     exact = brenier.datasets.gaussian_pair(2, 1)
     method = brenier.NCF(

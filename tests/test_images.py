@@ -125,7 +125,7 @@ class TestNetworks:
         np.testing.assert_array_equal(net(x), x)
         # From the second step on: at the first the zero layers hide what is before them.
         moved = jax.tree.map(lambda a: a + 0.01, net)
-        slopes = jax.grad(lambda net: jnp.sum(net(x) ** 2))(moved)
+        slopes = jax.jit(jax.grad(lambda net: jnp.sum(net(x) ** 2)))(moved)
         assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
         assert not np.allclose(moved(x), x)
 
@@ -133,7 +133,7 @@ class TestNetworks:
         u = ConvPotential(self.shape, (4, 8, 8), key=KEY)
         u = jax.tree.map(lambda a: a + 0.01, u)
         x = jnp.asarray(RNG.normal(size=384))
-        dt, dx = jax.grad(u, argnums=(0, 1))(jnp.asarray(0.3), x)
+        dt, dx = jax.jit(jax.grad(u, argnums=(0, 1)))(jnp.asarray(0.3), x)
         assert abs(dt) > 0.0
         assert (jnp.abs(dx) > 0.0).all()
 
@@ -158,6 +158,7 @@ class TestNetworks:
             network((8, 8, 1), (4, 8), precision="int8", key=KEY)
 
 
+@pytest.mark.slow
 def test_diotm_learns_a_brightness():
     """Dark squares to bright ones: a smooth map of images, by convolutions alone."""
 

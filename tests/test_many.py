@@ -128,7 +128,7 @@ def test_absurd_bootstraps(bootstrap):
 
 
 def test_bootstrap_needs_rows():
-    with pytest.raises(InputError, match="arrays for bootstrap"):
+    with pytest.raises(InputError, match="labels for bootstrap"):
         NCFTransport(bootstrap=2).fit(
             Xs=lambda key, n: jax.random.normal(key, (n, 2)), Xt=np.eye(2)
         )
