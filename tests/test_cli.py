@@ -321,11 +321,12 @@ def test_every_block_has_noise_of_its_own(points, flow_map, monkeypatch):
 
 
 def test_trajectories_of_a_flow(points, walls, flow_map):
+    animation = ("--animation", "p.gif") if brenier.load(flow_map).transport.invertible else ()
     found = result_of(
         *("trajectories", flow_map, "x.npy", "--out", "p.npz", "--times", 11, "--seed", 5),
-        *("--state-cost", walls, *EXTENT, "--picture", "p.png", "--animation", "p.gif"),
+        *("--state-cost", walls, *EXTENT, "--picture", "p.png", *animation),
     )
-    assert found["files"] == ["p.npz", "p.png", "p.gif"]
+    assert found["files"] == ["p.npz", "p.png", *animation[1:]]
     assert (found["points"], found["times"], found["seed"]) == (300, 11, 5)
     with np.load("p.npz") as paths:
         times, way = paths["times"], paths["points"]
@@ -342,7 +343,7 @@ def test_trajectories_of_a_flow(points, walls, flow_map):
     assert found["time_inside"] == pytest.approx(share, abs=1e-9)
     assert 0.01 < share < 0.5
     assert 0.1 < found["deepest"] < 0.8
-    for name in ("p.png", "p.gif"):
+    for name in ("p.png", *animation[1:]):
         with Image.open(name) as picture:
             assert picture.size[0] > 400
     again = ("trajectories", flow_map, "x.npy", "--times", 11)

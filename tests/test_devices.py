@@ -37,7 +37,7 @@ images = []
 for devices in (None, 8):
     before = len(traced)
     solution = brenier.fit(
-        problem, method, key=jax.random.key(1), steps={steps}, devices=devices, early_stopping=False
+        problem, method, key=jax.random.key(1), steps={steps}, devices=devices, validation=0.0
     )
     images.append(solution.transport.forward(source))
 one, many = images

@@ -21,7 +21,7 @@ Y = RNG.normal(size=(450, 2)) * [0.5, 1.5] + [2.0, 0.0]
 
 def small(**changes):
     # The energy objective compiles in a fraction of the dual's time, and the face is the same.
-    options = {"objective": "energy", "steps": 50, "batch_size": 64, "random_state": 0}
+    options = {"objective": "energy", "steps": 25, "batch_size": 64, "random_state": 0}
     return NCFTransport(**(options | changes))
 
 

@@ -84,7 +84,7 @@ def test_same_key_same_bits(solved):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n == "ncf published" else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+    [n if n == "hjpinn" else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
 )
 def test_jitted_equals_eager(name):
     method = METHODS[name]

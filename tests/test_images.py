@@ -137,6 +137,7 @@ class TestNetworks:
         assert abs(dt) > 0.0
         assert (jnp.abs(dx) > 0.0).all()
 
+    @pytest.mark.slow
     def test_bfloat16_is_close_and_keeps_types(self):
         x = jnp.asarray(RNG.normal(size=384), jnp.float32)
         for precision, tolerance in (("float32", 0.0), ("bfloat16", 0.05)):

@@ -25,7 +25,9 @@ METHODS = {
     "energy": ENERGY,
     "dual": NCF(widths=(8,), batch_size=64, steps=60),
     "diotm": DIOTM(widths=(8,), map_widths=(8,), batch_size=64, steps=60),
-    "hota": brenier.HOTA(widths=(8,), batch_size=64, trajectories=16, rollout_steps=4, steps=60),
+    "hota": brenier.HOTA(
+        widths=(8,), batch_size=64, pool=64, improved=32, refreshed=8, rollout_steps=4, steps=60
+    ),
 }
 
 
@@ -105,6 +107,7 @@ def test_what_is_refused(problems, error, message):
         brenier.fit_many(problems, METHODS["energy" if error is InputError else "hota"])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_finds_the_error_of_a_mean():
     """A map that can only shift is as uncertain as the difference of two means."""
     n, m = 500, 250

@@ -24,7 +24,7 @@ def converged(paths, starts, prices, worth):
     """The curvature across a slope is left out of the steps, so that they close in on the best path by degrees."""
 
     def step(_, now):
-        return improve(now[0], starts, now[1], prices, worth, 1e-14)[:2]
+        return improve(*now, starts, prices, worth, 1e-14)[:2]
 
     return jax.lax.fori_loop(0, 3000, step, (paths, jnp.full(paths.shape[1], 0.1)))[0]
 
@@ -66,7 +66,7 @@ def test_no_step_raises_the_action():
     def total(paths):
         return action(paths, starts, priced(paths[1:])[0]) - worth(paths[-1])
 
-    step = jax.jit(lambda paths, damping: improve(paths, starts, damping, priced, worth, 0.0))
+    step = jax.jit(lambda paths, damping: improve(paths, damping, starts, priced, worth, 0.0))
     for _ in range(20):
         better = step(paths, damping)
         assert (total(better.paths) <= total(paths) + 1e-12).all()

@@ -106,8 +106,8 @@ def _weights(paths: Float[Array, "nodes n d"]) -> Float[Array, "k 1"]:
 
 def improve(
     paths: Float[Array, "nodes n d"],
-    starts: Float[Array, "n"],
     damping: Float[Array, "n"],
+    starts: Float[Array, "n"],
     prices: Prices,
     worth: Worth,
     tolerance: float = 1e-4,
@@ -116,8 +116,8 @@ def improve(
 
     Args:
         paths: nodes; the first ones stay.
-        starts: times of the first nodes.
         damping: of the Levenberg–Marquardt kind, in units of the kinetic curvature.
+        starts: times of the first nodes.
         prices: one function for the whole step, so that what is compared is comparable.
         worth: `g`, differentiable.
         tolerance: of the comparison.
@@ -126,7 +126,7 @@ def improve(
         >>> still = jnp.zeros((5, 1, 2))
         >>> free = lambda x: (jnp.zeros(x.shape[:2]), jnp.zeros(x.shape))
         >>> worth = lambda x: x[:, 0]
-        >>> improve(still, jnp.zeros(1), jnp.full(1, 1e-6), free, worth).paths[-1, 0].round(3).tolist()
+        >>> improve(still, jnp.full(1, 1e-6), jnp.zeros(1), free, worth).paths[-1, 0].round(3).tolist()
         [1.0, 0.0]
     """
     tau, weights = interval(paths, starts), _weights(paths)

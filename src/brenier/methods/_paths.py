@@ -29,7 +29,7 @@ import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.flow import simulate, velocities
-from brenier.methods._base import cast, decay, with_base
+from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.networks import DenseQuadratic, with_zero_head
 from brenier.paths import FIRST_DAMPING, action, at_times, blurred, improve, interval, running
 from brenier.problem import TransportProblem
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _END_WIDTHS = (64, 64, 64, 32)
 _END_RATE = 1e-2
 _FINAL_RATE = 1e-2
+_AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _PROBES, _FEW_PROBES = 16, 4  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
@@ -59,6 +60,7 @@ class PathState(eqx.Module):
     """What is carried from step to step; the pool of paths is part of it."""
 
     network: Any
+    average: Any
     base: Any
     end: Any
     optimizers: tuple[optax.OptState, optax.OptState]
@@ -79,6 +81,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
     optimizers = _optimizers(method)
     return PathState(
         network=network,
+        average=jax.tree.map(jnp.copy, network),
         base=base,
         end=end,
         optimizers=(optimizers[0].init(network), optimizers[1].init(end)),
@@ -112,11 +115,14 @@ def step(
     paths, starts, damping = state.paths[:, chosen], state.starts[chosen], state.damping[chosen]
     compare = blur.prices(keys[2], _FEW_PROBES)
     paths, damping = _spliced(state, paths, starts, damping, y, compare, worth, keys[3])
-    accepted = jnp.zeros((), x.dtype)
-    for k in range(_NEWTON_STEPS):
+
+    def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
-        paths, damping, taken = improve(paths, starts, damping, prices, worth)
-        accepted = accepted + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
+        paths, damping, taken = improve(*now[:2], starts, prices, worth)
+        return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
+
+    start = (paths, damping, jnp.zeros((), x.dtype))
+    paths, damping, accepted = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     state = dataclasses.replace(
         state,
         paths=state.paths.at[:, chosen].set(paths),
@@ -151,7 +157,13 @@ def step(
         )
     ]
     (network, first), (end, second) = moved
-    state = dataclasses.replace(state, network=network, end=end, optimizers=(first, second))
+    state = dataclasses.replace(
+        state,
+        network=network,
+        average=averaged(state.average, network, state.step, _AVERAGING),
+        end=end,
+        optimizers=(first, second),
+    )
     return state, {
         "loss": loss,
         "mismatch": m,
@@ -197,7 +209,7 @@ def _renewed(
     """The pool with some of its paths started anew by the present flow, the oldest first; and which."""
     noise_key, time_key = jax.random.split(key)
     fresh, steps = min(method.refreshed, len(x)), method.rollout_steps
-    u = with_base(state.base, state.network)
+    u = with_base(state.base, state.average)
     x, starts = x[:fresh], jnp.zeros(fresh, x.dtype)
     if problem.noise:
         noisy = simulate(u, problem, x, noise_key, steps)
@@ -257,7 +269,7 @@ def _spliced(
     def total(candidate: jax.Array) -> jax.Array:
         return action(candidate, starts, prices(candidate[1:])[0]) - worth(candidate[-1])
 
-    candidates = []
+    candidates = [paths]
     for k, power in enumerate(_SPLICES):
         other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
         piece = at_times(state.paths, state.starts, other, times)
@@ -271,14 +283,10 @@ def _spliced(
     nearest = y[jnp.argmin(apart - worth(y)[None], axis=1)]
     candidates.append(paths + share ** _SPLICES[-1] * (nearest - paths[-1])[None])
 
-    best = total(paths)
-    for candidate in candidates:
-        found = total(candidate)
-        better = found < best
-        paths = jnp.where(better[None, :, None], candidate, paths)
-        damping = jnp.where(better, FIRST_DAMPING, damping)
-        best = jnp.where(better, found, best)
-    return paths, damping
+    stack = jnp.stack(candidates)
+    best = jnp.argmin(jax.lax.map(total, stack), axis=0)
+    paths = jnp.take_along_axis(stack, best[None, None, :, None], axis=0)[0]
+    return paths, jnp.where(best > 0, FIRST_DAMPING, damping)
 
 
 def _lessons(

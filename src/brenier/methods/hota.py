@@ -493,9 +493,8 @@ class HOTA(PresetMethod[Any]):
         return both[0], both[1]
 
     def extract(self, problem: TransportProblem, state: Any, frame: Frame) -> FlowTransport:
-        return FlowTransport(
-            with_base(state.base, state.network), frame, problem.cost, problem.noise
-        )
+        network = state.average if self.objective == "paths" else state.network
+        return FlowTransport(with_base(state.base, network), frame, problem.cost, problem.noise)
 
     def _check_options(self, expected: Expected) -> None:
         expected.whole("steps", "batch_size", "rollout_steps", "rollout_every", "trajectories")
