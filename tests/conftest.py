@@ -1,5 +1,6 @@
 """What every test runs under: float64, strict shapes, typed calls, pictures without a screen."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,9 @@ import jax
 import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
+
+# A full collection walks all that JAX has traced since the start, and little of that is garbage.
+gc.set_threshold(100_000, 50, 1000)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -185,18 +185,19 @@ class TestTraining:
         assert brenier.metrics.uvp(found, LINEAR.forward(X)) < 6.0  # identity: several hundred
         np.testing.assert_allclose(solution.transport.inverse(found), X, atol=0.02)
 
+    @pytest.mark.slow
     def test_by_paths_it_finds_the_gaussian_map_and_its_cost(self):
         options = {"objective": "paths", "pool": 256, "improved": 128, "rollout_steps": 4}
-        solution = solve(self.problem, 300, batch_size=300, **options)
+        solution = solve(self.problem, 800, batch_size=300, **options)
         found = solution.transport.forward(X)
-        assert brenier.metrics.uvp(found, LINEAR.forward(X)) < 4.0  # identity: several hundred
+        assert brenier.metrics.uvp(found, LINEAR.forward(X)) < 1.0  # identity: several hundred
         u = solution.potential
         at = [
             np.mean(jax.vmap(lambda x, t=t: u(jnp.asarray(float(t)), x))(jnp.asarray(p)))
             for t, p in enumerate((X, Y))
         ]
         exact = 0.5 * np.mean(np.sum((LINEAR.forward(X) - X) ** 2, axis=1))
-        np.testing.assert_allclose(at[1] - at[0], exact, rtol=0.03)
+        np.testing.assert_allclose(at[1] - at[0], exact, rtol=0.02)
 
     @pytest.mark.parametrize(
         ("dim", "options"),
