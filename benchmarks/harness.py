@@ -152,14 +152,6 @@ def on_host(function: Callable[[Any], Any]) -> HostMap:
     return lambda points: np.asarray(function(points))
 
 
-def squared_w2(a: np.ndarray, b: np.ndarray) -> float:
-    """`W₂²` between two samples of one size, exactly: an assignment."""
-    import ot
-
-    costs = ot.dist(np.asarray(a, np.float64), np.asarray(b, np.float64))
-    return float(np.asarray(ot.emd2([], [], costs, numItermax=2_000_000)))
-
-
 def in_fresh_process(module: str, *arguments: Any) -> Record:
     """Runs `python -m module arguments` and reads the JSON object on the last line of its output.
 

@@ -28,9 +28,9 @@ from benchmarks.harness import (
     median_and_worst,
     number,
     select,
-    squared_w2,
     values,
 )
+from brenier.metrics import wasserstein2_squared
 
 SAMPLES, JUDGED = 50_000, 4000
 STEPS = 10_000
@@ -139,8 +139,8 @@ def _run(options: Options, case: dict[str, str], seed: int) -> None:
         seed,
         scores={
             "l2": float(np.sqrt(np.mean(np.sum((images - exact) ** 2, axis=1)))),
-            "w2": squared_w2(images, y_judged) ** 0.5,
-            "floor": squared_w2(other, y_judged) ** 0.5,
+            "w2": wasserstein2_squared(images, y_judged) ** 0.5,
+            "floor": wasserstein2_squared(other, y_judged) ** 0.5,
         },
         seconds=solution.info["timings"],
         steps=solution.info["steps"],

@@ -26,12 +26,11 @@ from benchmarks.harness import (
     median_and_worst,
     number,
     select,
-    squared_w2,
     values,
 )
 from brenier.datasets.obstacles import Scene, baby_maze, box, gmm, slit, stunnel, vneck
 from brenier.flow import simulate
-from brenier.metrics import violations
+from brenier.metrics import violations, wasserstein2_squared
 
 JUDGED = 2000
 STEPS = (300, 30)
@@ -85,7 +84,6 @@ def _run(
         status=solution.status,
         settings=solution.info["method"],
         reference=dict(scene.reference),
-        packages=("POT",),
     )
 
 
@@ -97,14 +95,14 @@ def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
     )
 
     posed = problem(scene)
-    scores = {"floor": squared_w2(other, y)}
+    scores = {"floor": wasserstein2_squared(other, y)}
     for steps in STEPS:
         roll = jax.jit(lambda x, key, k=steps: simulate(potential, posed, x, key, k))
         paths = roll(x, keys[3])
         found = {
             "kinetic": float(paths.kinetic.mean()),
             "state": float(paths.state.mean()),
-            "w2_squared": squared_w2(np.asarray(paths.points[-1]), y),
+            "w2_squared": wasserstein2_squared(np.asarray(paths.points[-1]), y),
             **violations(paths.times, np.asarray(paths.points), scene.state_cost),
         }
         found["total"] = found["kinetic"] + found["state"]

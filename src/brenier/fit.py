@@ -324,7 +324,7 @@ class Run:
         start = time.perf_counter()
         self.state, metrics = advance(*arguments)
         self.look_ahead()
-        metrics = {name: float(value) for name, value in metrics.items()}
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         p.run_seconds += time.perf_counter() - start
         state = self.state
         if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.

@@ -21,7 +21,30 @@ _NOT_STRICT = (
 )
 
 
-class Power(Cost):
+class _OfExponent(Cost):
+    """A family of costs with an exponent, in which the conjugate exponent gives the Legendre transform."""
+
+    exponent: float = eqx.field(static=True)
+
+    def __init__(self, exponent: float):
+        self.exponent = check_parameter(exponent, "the exponent", above=1.0, why=_NOT_STRICT)
+
+    @property
+    def _transform(self) -> Cost:
+        return type(self)(_conjugate(self.exponent))
+
+    def hamiltonian(self, p: Point) -> Scalar:
+        return self._transform.lagrangian(p)
+
+    def grad_hamiltonian(self, p: Point) -> Point:
+        return self._transform.grad_lagrangian(p)
+
+    @property
+    def degree(self) -> float:
+        return self.exponent
+
+
+class Power(_OfExponent):
     """`L(v) = |v|^a / a` with the Euclidean norm: far moves are dear for large `a`, cheap for `a` near 1.
 
     Moves shorter than `1e-6^(1/(a-1))`, for `a > 2`, cost as a parabola would: 0.001 at `a = 3`, 0.01 at `a = 4`.
@@ -38,29 +61,14 @@ class Power(Cost):
         41.6667
     """
 
-    exponent: float = eqx.field(static=True)
-
-    def __init__(self, exponent: float):
-        self.exponent = _checked(exponent)
-
     def lagrangian(self, v: Point) -> Scalar:
         return _value(v @ v, self.exponent)
-
-    def hamiltonian(self, p: Point) -> Scalar:
-        return _value(p @ p, _conjugate(self.exponent))
 
     def grad_lagrangian(self, v: Point) -> Point:
         return _slope(v @ v, self.exponent) * v
 
-    def grad_hamiltonian(self, p: Point) -> Point:
-        return _slope(p @ p, _conjugate(self.exponent)) * p
 
-    @property
-    def degree(self) -> float:
-        return self.exponent
-
-
-class CoordinatewisePower(Cost):
+class CoordinatewisePower(_OfExponent):
     """`L(v) = Σ |v_i|^a / a`: every coordinate moves on its own account.
 
     Args:
@@ -75,29 +83,14 @@ class CoordinatewisePower(Cost):
         0.5
     """
 
-    exponent: float = eqx.field(static=True)
-
-    def __init__(self, exponent: float):
-        self.exponent = _checked(exponent)
-
     def lagrangian(self, v: Point) -> Scalar:
         return jnp.sum(_value(v * v, self.exponent))
-
-    def hamiltonian(self, p: Point) -> Scalar:
-        return jnp.sum(_value(p * p, _conjugate(self.exponent)))
 
     def grad_lagrangian(self, v: Point) -> Point:
         return _slope(v * v, self.exponent) * v
 
-    def grad_hamiltonian(self, p: Point) -> Point:
-        return _slope(p * p, _conjugate(self.exponent)) * p
 
-    @property
-    def degree(self) -> float:
-        return self.exponent
-
-
-class SquaredNorm(Cost):
+class SquaredNorm(_OfExponent):
     """`L(v) = ½‖v‖_a²`, half the square of the ℓ_a norm.
 
     Coordinates below a share of 1e-6 of the norm are rounded off.
@@ -114,30 +107,15 @@ class SquaredNorm(Cost):
         1.2599
     """
 
-    exponent: float = eqx.field(static=True)
-
-    def __init__(self, exponent: float):
-        self.exponent = _checked(exponent)
-
     def lagrangian(self, v: Point) -> Scalar:
         return _half_square(v, self.exponent)
-
-    def hamiltonian(self, p: Point) -> Scalar:
-        return _half_square(p, _conjugate(self.exponent))
 
     def grad_lagrangian(self, v: Point) -> Point:
         return _grad_half_square(v, self.exponent)
 
-    def grad_hamiltonian(self, p: Point) -> Point:
-        return _grad_half_square(p, _conjugate(self.exponent))
-
     @property
     def degree(self) -> float:
         return 2.0
-
-
-def _checked(exponent: float) -> float:
-    return check_parameter(exponent, "the exponent", above=1.0, why=_NOT_STRICT)
 
 
 def _conjugate(a: float) -> float:
