@@ -131,7 +131,8 @@ def improve(
     """
     tau, weights = interval(paths, starts), _weights(paths)
     values, slopes = prices(paths[1:])
-    worths, pull = jax.vmap(jax.value_and_grad(lambda x: worth(x[None])[0]))(paths[-1])
+    worths, slope_of = jax.vjp(worth, paths[-1])
+    (pull,) = slope_of(jnp.ones_like(worths))
     before = action(paths, starts, values) - worths
 
     # The system times τ: second differences, and what the state cost adds to them.

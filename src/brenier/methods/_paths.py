@@ -9,9 +9,14 @@ and its slope the path's first momentum. So each step
 3. fits `u` to value and momentum along these paths;
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
 
+At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its end
+is drawn to the target as well.
+
 Walls are seen through a blur that narrows as the run goes on, so that a way around is found before the walls are hard.
 With noise the last blur is as wide as the noise that builds up before the control can answer: a path keeps its
-distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls.
+distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls;
+what an end is worth is averaged over how far noise took the particle that started the path from where it would have ended
+without.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
+from brenier.costs import Quadratic
 from brenier.flow import simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.networks import DenseQuadratic, with_zero_head
@@ -44,6 +50,10 @@ _END_RATE = 1e-2
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
+_FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
+_LONGEST_STRAY = (
+    2.0  # in units of what noise does in the whole time; a jump to elsewhere is not noise
+)
 _PROBES, _FEW_PROBES = 16, 4  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
@@ -67,6 +77,7 @@ class PathState(eqx.Module):
     paths: Float[Array, "nodes pool d"]
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
+    strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
     step: Int[Array, ""]
 
 
@@ -88,6 +99,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         paths=x[None] + times[:, None, None] * shift[None, None],
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
+        strays=jnp.zeros_like(x),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -105,16 +117,26 @@ def step(
     progress: jax.Array,
 ) -> tuple[PathState, dict[str, jax.Array]]:
     keys = jax.random.split(key, 6)
-    # Stratified batches are in the order of their cells, and parts of them are taken below.
-    x, y = (jax.random.permutation(jax.random.fold_in(keys[5], k), p) for k, p in enumerate(batch))
+    x, y = batch
+    # Batches are in the order of their cells: every so-many-th sample is still one of each region.
+    fresh = min(method.refreshed, len(x))
+    x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
+    x = jax.random.permutation(jax.random.fold_in(keys[5], 1), x)
     blur = _Blur(problem, _width(method, problem, progress))
-    worth = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
-
     state, newest = _renewed(method, problem, state, x, keys[0])
     chosen = _chosen(method, state, newest, keys[1])
     paths, starts, damping = state.paths[:, chosen], state.starts[chosen], state.damping[chosen]
+    strays = state.strays[chosen]
+    astray = partial(_astray, strays=strays) if problem.noise else lambda worth, x: worth(x)
+    outside = _outside(y)
+    pull = _FIRST_PULL * _left(method, progress)
+    at_end = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
+
+    def worth(x: Points) -> Float[Array, "n"]:
+        return astray(at_end, x) - 0.5 * pull * outside(x) ** 2
+
     compare = blur.prices(keys[2], _FEW_PROBES)
-    paths, damping = _spliced(state, paths, starts, damping, y, compare, worth, keys[3])
+    paths, damping = _spliced(state, paths, starts, damping, y, at_end(y), compare, worth, keys[3])
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
@@ -141,7 +163,7 @@ def step(
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
-        return jnp.mean(g(paths[-1])) - jnp.mean(g(y))
+        return jnp.mean(astray(g, paths[-1])) - jnp.mean(g(y))
 
     loss, fit = jax.value_and_grad(regression)(state.network)
     m, rise = jax.value_and_grad(mismatch)(state.end)
@@ -182,8 +204,28 @@ def _moved(
 
 def _width(method: HOTA, problem: TransportProblem, progress: jax.Array) -> jax.Array:
     last = max(method.margin, _BLUR_OF_NOISE * problem.noise)
-    left = jnp.maximum(0.0, 1.0 - progress / max(method.annealing, 1e-6)) ** 2
-    return last + max(_FIRST_BLUR - last, 0.0) * left
+    return last + max(_FIRST_BLUR - last, 0.0) * _left(method, progress)
+
+
+def _astray(worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"]) -> Float[Array, "n"]:
+    """The mean worth of where noise may take particles: both ways, for the path must not know which."""
+    return 0.5 * (worth(x + strays) + worth(x - strays))
+
+
+def _outside(y: Points) -> Any:
+    """How far points are from the samples of the target, beyond what these are from each other."""
+    own = jnp.diag(jnp.full(len(y), jnp.inf, y.dtype))
+    near = 2.0 * jnp.mean(_distance(jnp.min(Quadratic().pairwise(y, y) + own, axis=1)))
+    return lambda x: jnp.maximum(_distance(jnp.min(Quadratic().pairwise(x, y), axis=1)) - near, 0.0)
+
+
+def _distance(cost: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.maximum(2.0 * cost, 1e-12))
+
+
+def _left(method: HOTA, progress: jax.Array) -> jax.Array:
+    """How much is left of what helps at first."""
+    return jnp.maximum(0.0, 1.0 - progress / max(method.annealing, 1e-6)) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,15 +250,20 @@ def _renewed(
 ) -> tuple[PathState, Int[Array, "fresh"]]:
     """The pool with some of its paths started anew by the present flow, the oldest first; and which."""
     noise_key, time_key = jax.random.split(key)
-    fresh, steps = min(method.refreshed, len(x)), method.rollout_steps
+    fresh, steps = len(x), method.rollout_steps
     u = with_base(state.base, state.average)
-    x, starts = x[:fresh], jnp.zeros(fresh, x.dtype)
     if problem.noise:
         noisy = simulate(u, problem, x, noise_key, steps)
         node = jax.random.randint(time_key, (fresh,), 1, steps)
         node = jnp.where(jnp.arange(fresh) < (1.0 - _RESTARTS) * fresh, 0, node)
-        x, starts = noisy.points[node, jnp.arange(fresh)], noisy.times[node]
-    paths = _followed(u, problem, x, starts, steps)
+        starts = noisy.times[node]
+        paths = _followed(u, problem, noisy.points[node, jnp.arange(fresh)], starts, steps)
+        strays = noisy.points[-1] - paths[-1]
+        longest = _LONGEST_STRAY * problem.noise * np.sqrt(problem.dim)
+        strays *= jnp.minimum(1.0, longest / (jnp.linalg.norm(strays, axis=1) + 1e-12))[:, None]
+    else:
+        starts, strays = jnp.zeros(fresh, x.dtype), jnp.zeros_like(x)
+        paths = _followed(u, problem, x, starts, steps)
     at = (state.step * fresh) % method.pool
     newest = (at + jnp.arange(fresh)) % method.pool
     return dataclasses.replace(
@@ -224,6 +271,7 @@ def _renewed(
         paths=state.paths.at[:, newest].set(paths),
         starts=state.starts.at[newest].set(starts),
         damping=state.damping.at[newest].set(FIRST_DAMPING),
+        strays=state.strays.at[newest].set(strays),
     ), newest
 
 
@@ -257,6 +305,7 @@ def _spliced(
     starts: Float[Array, "n"],
     damping: Float[Array, "n"],
     y: Points,
+    at_y: Float[Array, "m"],
     prices: Any,
     worth: Any,
     key: Key,
@@ -278,10 +327,9 @@ def _spliced(
             bent = bent + share**power * (paths[-1:] - piece[-1:])
         candidates.append(bent)
     # The target that would be best on a straight way.
-    y = y[:n]
-    apart = 0.5 * jnp.sum((paths[0][:, None] - y[None]) ** 2, axis=-1)
-    nearest = y[jnp.argmin(apart - worth(y)[None], axis=1)]
-    candidates.append(paths + share ** _SPLICES[-1] * (nearest - paths[-1])[None])
+    apart = Quadratic().pairwise(paths[0], y) / (1.0 - starts)[:, None]
+    nearest = y[jnp.argmin(apart - at_y[None], axis=1)]
+    candidates += [paths + share**power * (nearest - paths[-1])[None] for power in _SPLICES]
 
     stack = jnp.stack(candidates)
     best = jnp.argmin(jax.lax.map(total, stack), axis=0)
@@ -307,4 +355,8 @@ def _lessons(
     t = starts[path] + (node + share) * tau[path]
     z = paths[node, path] + share[:, None] * moves[node, path]
     value = worth[path] - to_go[node, path] + share * costs[node, path]
-    return jax.lax.stop_gradient((t, z, value, moves[node, path] / tau[path][:, None]))
+    # Each interval's mean is the momentum in its middle; from middle to middle it goes straight.
+    other = jnp.clip(jnp.where(share < 0.5, node - 1, node + 1), 0, len(costs) - 1)
+    toward = jnp.abs(share - 0.5)[:, None]
+    move = (1.0 - toward) * moves[node, path] + toward * moves[other, path]
+    return jax.lax.stop_gradient((t, z, value, move / tau[path][:, None]))
