@@ -9,14 +9,14 @@ and its slope the path's first momentum. So each step
 3. fits `u` to value and momentum along these paths;
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
 
-At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its end
-is drawn to the target as well.
+At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
+end is drawn to the target as well.
 
 Walls are seen through a blur that narrows as the run goes on, so that a way around is found before the walls are hard.
 With noise the last blur is as wide as the noise that builds up before the control can answer: a path keeps its
 distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls;
-what an end is worth is averaged over how far noise took the particle that started the path from where it would have ended
-without.
+what an end is worth is averaged over how far noise took the particle that started the path from where it would have
+ended without.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ PATHS: dict[str, Any] = {
     "hold": 0.0,
     "batch_size": 512,
     "rollout_steps": 32,
-    "steps": 1500,
+    "steps": 2000,
 }
 """What the objective "paths" takes in place of the default preset's values."""
 
