@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from brenier.errors import InputError, UnsupportedProblemError
-from brenier.fit import Chunk, Programs, Run, check_arguments, drive
+from brenier.fit import check_arguments, drive
 from brenier.methods import Method
 from brenier.problem import TransportProblem
+from brenier.programs import Programs
+from brenier.run import Chunk, Run
 from brenier.solution import Solution
 from brenier.transport import Transport
 from brenier.typing import Key
@@ -114,8 +116,8 @@ class _Stack:
         columns = {name: values.tolist() for name, values in jax.device_get(metrics).items()}
         done = time.perf_counter()
         for run in self.runs:
-            run.progress.compile_seconds += compiled - start
-            run.progress.run_seconds += done - compiled
+            run.plan.compile_seconds += compiled - start
+            run.plan.run_seconds += done - compiled
         # One program for all maps, and only where some run looks at its own.
         transports = cache(partial(self.programs.extract, self.state))
         return [

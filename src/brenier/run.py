@@ -1,0 +1,391 @@
+"""One problem on its way through the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from brenier.callbacks import Callback, Event
+from brenier.checkpoint import read_checkpoint, write_checkpoint
+from brenier.coordinates import Frame
+from brenier.costs import framed, price
+from brenier.devices import place
+from brenier.errors import BrenierWarning, DivergenceError
+from brenier.methods import Method
+from brenier.plan import CHUNK, Plan
+from brenier.problem import TransportProblem
+from brenier.programs import Programs
+from brenier.provenance import (
+    PROBED,
+    cost_at_probes,
+    data_hash,
+    state_cost_hash,
+    surroundings,
+    versions,
+)
+from brenier.samplers import POOL
+from brenier.solution import STATUS, Metadata, Solution
+from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
+from brenier.transport import Transport
+from brenier.typing import Key
+from brenier.validation import HeldOut, dual_cost, seed_of, split_sides, verdict, worse_than_linear
+
+# Purposes of the key streams; changing one changes every result.
+_INIT, _SOURCE, _TARGET, _STEP, _SCORE = range(5)
+
+Chunk = tuple[dict[str, float], Callable[[], Transport]]
+"""What some steps of a run gave: the means of their metrics, and the map that the state now describes."""
+
+
+class Run:
+    """One problem on its way through the loop: coordinates, batches, validation, decisions.
+
+    The arguments are those of `fit`, and `programs` those of a run of the same kind, where there is one.
+    """
+
+    def __init__(
+        self,
+        problem: TransportProblem,
+        method: Method[Any],
+        key: Key,
+        steps: int | None,
+        time_budget: float | None,
+        validation: float,
+        early_stopping: bool,
+        programs: Programs | None = None,
+        mesh: Mesh | None = None,
+    ):
+        self.began = time.perf_counter()
+        self.method, self.key, self.problem = method, key, problem
+        self.time_budget = time_budget
+        if steps is None:
+            steps = method.planned_steps if time_budget is None else 10**9
+        self.planned = int(steps)
+
+        seed = seed_of(key)
+        dtype = (
+            jnp.float64
+            if jax.config.read("jax_enable_x64") and problem.dtype == np.float64
+            else jnp.float32
+        )
+        source, target, x_held, y_held = split_sides(problem, validation, key)
+        x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
+        if problem.state_cost is not None:
+            around = surroundings(x_pool, y_pool, seed).astype(problem.dtype)
+            check_state_cost(problem.state_cost, around)
+            check_passage(problem.state_cost, x_pool[:PROBED], y_pool[:PROBED])
+        # A state cost stands still, and so must its frame.
+        moving = problem.cost.galilean and problem.state_cost is None
+        self.frame = (
+            Frame.from_samples(x_pool, y_pool, galilean=moving)
+            if method.scaled
+            else Frame.identity(problem.dim)
+        )
+        encode, scale = self.frame.encode, float(self.frame.scale)
+        cost = framed(problem.cost, scale, problem.dim) if method.scaled else problem.cost
+        self.unit = float(price(cost, scale))
+        # Inside the loop everything lives in the frame: a problem with the same optimal coupling.
+        self.inner = problem.replace(
+            source=source.encoded(partial(encode, 0.0), dtype),
+            target=target.encoded(partial(encode, 1.0), dtype),
+            cost=cost,
+            state_cost=problem.state_cost
+            and FramedStateCost(problem.state_cost, self.frame, self.unit),
+            noise=problem.noise / scale,
+        )
+        self.held_out: HeldOut | None = None
+        if x_held is not None and y_held is not None:
+            self.held_out = HeldOut(
+                self.inner,
+                jnp.asarray(encode(0.0, x_held), dtype),
+                jnp.asarray(encode(1.0, y_held), dtype),
+                scale,
+                jax.random.fold_in(key, _SCORE),
+            )
+        self.dtype, self.validation = dtype, validation
+        self.streams = {
+            purpose: jax.random.fold_in(key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
+        }
+        self.ahead: tuple[int, tuple[jax.Array, jax.Array]] | None = None
+        self.early_stopping = early_stopping and self.held_out is not None and method.converges
+        # Copied, for a network of the user's must outlive the donation of the state.
+        self.state = jax.tree.map(jnp.copy, method.init(self.inner, jax.random.fold_in(key, _INIT)))
+        self.plan = Plan(last_step=self.planned)
+        self.mesh = mesh
+        self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
+        self.kept = self.programs.extract(self.state)
+        self.earlier = 0.0  # seconds spent before a resume
+
+    @property
+    def goes_on(self) -> bool:
+        return self.plan.goes_on
+
+    # -- one chunk -----------------------------------------------------------------------------------------------
+
+    def inputs(self) -> tuple[jax.Array, ...]:
+        """What the next chunk needs besides the state."""
+        plan = self.plan
+        return (
+            *self._draw(plan.step),
+            jax.vmap(partial(jax.random.fold_in, self.streams[_STEP]))(
+                plan.step + jnp.arange(CHUNK)
+            ),
+            jnp.asarray(plan.count, jnp.int32),
+            jnp.asarray(plan.position, self.dtype),
+            jnp.asarray(plan.slope, self.dtype),
+        )
+
+    def look_ahead(self) -> None:
+        """Draws the batches of the chunk after the next one; for the time in which the device works."""
+        step = self.plan.step + self.plan.count
+        if step < self.plan.last_step:
+            self.ahead = (step, self._draw(step))
+
+    def _draw(self, step: int) -> tuple[jax.Array, jax.Array]:
+        """The batches of both sides for a chunk of steps, unless they have been drawn ahead."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] == step:
+            return ahead[1]
+        options = {"stratified": self.method.stratified}
+        return (
+            self.inner.source.draw(
+                self.streams[_SOURCE], step, CHUNK, self.method.batch, **options
+            ),
+            self.inner.target.draw(
+                self.streams[_TARGET], step, CHUNK, self.method.batch, **options
+            ),
+        )
+
+    def chunk(self) -> Chunk:
+        """Steps of this run alone."""
+        plan = self.plan
+        arguments = (self.state, *self.inputs())
+        if self.mesh is not None:
+            state, batches, rest = place(self.mesh, self.state, arguments[1:3], arguments[3:])
+            arguments = (state, *batches, *rest)
+        start = time.perf_counter()
+        advance = self.programs.advance(arguments)
+        plan.compile_seconds += time.perf_counter() - start
+        start = time.perf_counter()
+        self.state, metrics = advance(*arguments)
+        self.look_ahead()
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        plan.run_seconds += time.perf_counter() - start
+        state = self.state
+        if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.
+            state = jax.device_put(state, self.mesh.devices.item(0))
+        return metrics, partial(self.programs.extract, state)
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        callbacks: Sequence[Callback] = (),
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = np.inf,
+    ) -> None:
+        """Sets who is told of every chunk, where the state is saved, and the clock."""
+        plan = self.plan
+        self.callbacks = callbacks
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint_every = checkpoint_every
+        self.saved = self.loop_began = time.perf_counter()
+        self.steps_before, self.compiled_before = plan.step, plan.compile_seconds
+
+    def account(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
+        """Takes note of a chunk that was done, and decides how to go on."""
+        plan = self.plan
+        plan.step, plan.chunk = plan.step + plan.count, plan.chunk + 1
+        if not np.isfinite(metrics["loss"]):
+            plan.reason = "diverged"
+            return
+        plan.record(step=plan.step, **metrics)
+        scores = self._validate(current)
+        plan.revise(self.planned, self.early_stopping, self._affordable())
+        # Not before this chunk is fully accounted for: a resumed run must not repeat any of it.
+        if self.checkpoint and time.perf_counter() - self.saved >= self.checkpoint_every:
+            self.save(self.checkpoint)
+            self.saved = time.perf_counter()
+        event = self._event(metrics, scores)
+        if any([callback(event) for callback in self.callbacks]):
+            plan.reason = "stopped"
+        elif self.checkpoint and not plan.goes_on:
+            self.save(self.checkpoint)
+
+    def end(self, throw: bool = True) -> Solution:
+        """The solution, once the run does not go on."""
+        reason = self.plan.reason or "completed"
+        return self._diverged(throw) if reason == "diverged" else self._solution(reason)
+
+    def _validate(self, current: Callable[[], Transport]) -> dict[str, float] | None:
+        plan = self.plan
+        ended = plan.step >= plan.last_step
+        if self.held_out is None:
+            self.kept = current()
+            return None
+        if plan.chunk % self.method.validation_interval and not ended:
+            return None
+        candidate = current()
+        scores = self.held_out.scores(candidate)
+        ratio = scores["ratio"]
+        plan.record(score_step=plan.step, score=ratio, round_trip=scores.get("round_trip", np.nan))
+        converges = self.method.converges
+        terms = self.held_out.dual_terms(candidate) if converges else []
+        if plan.judge(ratio, terms, converges):
+            self.kept = candidate
+        return scores
+
+    def _affordable(self) -> int | None:
+        """Steps that end in the time there is."""
+        if self.time_budget is None:
+            return None
+        left = max(self.time_budget - self._elapsed(), 0.0)
+        return self.plan.step + int(left / self._per_step())
+
+    def _event(self, metrics: dict[str, float], scores: dict[str, float] | None) -> Event:
+        plan = self.plan
+        rate = plan.step / max(plan.run_seconds, 1e-9)
+        return Event(
+            step=plan.step,
+            steps=plan.last_step,
+            progress=plan.position,
+            metrics=metrics,
+            scores=scores,
+            elapsed=self._elapsed(),
+            compile_seconds=plan.compile_seconds,
+            steps_per_second=rate,
+            remaining=self._per_step() * (plan.last_step - plan.step),
+            device=jax.default_backend(),
+            transport=lambda: self._outer(self.kept),
+        )
+
+    def _per_step(self) -> float:
+        """Wall-clock seconds of the loop alone: with the set-up in it the first steps would rush the schedule."""
+        plan = self.plan
+        compiled = plan.compile_seconds - self.compiled_before
+        looped = time.perf_counter() - self.loop_began - compiled
+        return looped / max(plan.step - self.steps_before, 1)
+
+    def _elapsed(self) -> float:
+        return self.earlier + time.perf_counter() - self.began
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _outer(self, transport: Transport) -> Transport:
+        """The same transport in the user's coordinates."""
+        return dataclasses.replace(transport, frame=self.frame)
+
+    def _cost(self) -> dict[str, float]:
+        """The dual value in the user's units; the frame's own motion costs `L(q)`."""
+        # The kept map is without its frame; a framed cost, unlike a homogeneous one, knows its unit even so.
+        known = float(price(self.inner.cost, 1.0))
+        found = dual_cost(self.kept, self.inner, self.unit / known)
+        if found and self.problem.cost.galilean:
+            found["cost"] += float(self.problem.cost.lagrangian(jnp.asarray(self.frame.drift)))
+        return found
+
+    def _diverged(self, throw: bool) -> Solution:
+        step = self.plan.step
+        hint = (
+            f"The loss became non-finite between steps {max(step - CHUNK, 0)} and {step}; the learning rate is "
+            "probably too high. Try a tenth of it, or scale_inputs=True"
+        )
+        solution = self._solution("diverged", hint)
+        if throw:
+            raise DivergenceError(
+                f"{hint}. The last good map is in this error's `solution`.", solution
+            )
+        return solution
+
+    def _solution(self, status: str, hint: str | None = None) -> Solution:
+        plan = self.plan
+        scores: dict[str, float] = {}
+        classes: dict[str, dict[str, float]] = {}
+        if self.held_out is not None:
+            scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
+            scores |= self._cost()
+            classes = self.held_out.class_scores(self.kept)
+            if status == "completed" and scores["ratio"] <= 1.0:
+                status = "matched"
+        total = self._elapsed()
+        info = Metadata(
+            method=self.method.describe(),
+            dim=self.problem.dim,
+            key=np.asarray(jax.random.key_data(self.key)).tolist(),
+            steps=plan.step,
+            n_source=self.problem.source.size,
+            n_target=self.problem.target.size,
+            held_out=0 if self.held_out is None else len(self.held_out.x),
+            dtype=np.dtype(self.dtype).name,
+            noise=self.problem.noise,
+            cost=type(self.problem.cost).__name__,
+            cost_at_probes=cost_at_probes(self.problem),
+            classes=classes,
+            state_cost=self.problem.state_cost is not None,
+            data_hash=data_hash(self.problem),
+            device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
+            versions=versions(),
+            timings={
+                "compile": plan.compile_seconds,
+                "run": plan.run_seconds,
+                "total": total,
+            },
+        )
+        message = f"Stopped after {plan.step} steps: {hint or STATUS[status]}. {verdict(scores)}"
+        if scores and worse_than_linear(scores):
+            advice = "Prefer the linear map, or train longer."
+            if self.problem.state_cost is not None:  # which the linear map knows nothing of
+                advice = "Train longer."
+            warnings.warn(f"{message} {advice}", BrenierWarning, 4)
+        history = {k: np.asarray(v) for k, v in plan.history.items()}
+        return Solution(self._outer(self.kept), history, status, message, Metadata(scores), info)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        facts = {
+            "method": self.method.describe(),
+            "key": np.asarray(jax.random.key_data(self.key)).tolist(),
+            "data": data_hash(self.problem),
+            "noise": self.problem.noise,
+            "cost": cost_at_probes(self.problem),
+            "state_cost": state_cost_hash(self.problem),
+            "planned": self.planned,
+            "time_budget": self.time_budget,
+            "validation": self.validation,
+            "early_stopping": self.early_stopping,
+            "dtype": np.dtype(self.dtype).name,
+            "version": versions()["brenier"],
+        }
+        return json.loads(json.dumps(facts, default=str))
+
+    def save(self, path: Path) -> None:
+        self.plan.elapsed = self._elapsed()
+        header = {
+            "fingerprint": self._fingerprint(),
+            "progress": dataclasses.asdict(self.plan),
+        }
+        write_checkpoint(path, (self.state, self.kept), header)
+
+    def resume(self, path: Path) -> None:
+        if not path.exists():
+            self.save(path)  # An unwritable path is found now, not after the first half minute.
+            return
+        (self.state, self.kept), header = read_checkpoint(
+            path, (self.state, self.kept), self._fingerprint()
+        )
+        self.plan = Plan(**header["progress"])
+        self.earlier = self.plan.elapsed
