@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ import jax
 from brenier.callbacks import Callback
 from brenier.devices import Devices, mesh_of
 from brenier.errors import InputError
+from brenier.hosts import Hosts
 from brenier.methods import Method
 from brenier.problem import TransportProblem
 from brenier.run import Chunk, Run
@@ -55,8 +55,9 @@ def fit(
         callbacks: each called with an `Event` after every chunk of 25 steps; a true result stops the fit.
         checkpoint: a file to continue from where it exists, written every `checkpoint_every` seconds and at the end.
             An interrupted run that is continued ends with the same bits as one that never stopped.
-        devices: how many to use, or which: every batch is split over them. Up to round-off the result is that of one,
-            which is the default.
+        devices: how many to use, or which, or "all", with those of the other processes where `jax.distributed` has
+            brought some together: every batch is split over them. Up to round-off the result is that of one, which is
+            the default. Of several processes the first one writes the checkpoint and calls the callbacks.
         throw: raise `DivergenceError` on divergence; otherwise return the last good map with status "diverged".
 
     Returns:
@@ -66,6 +67,7 @@ def fit(
         InputError: arguments out of range; a checkpoint of another run.
         UnsupportedProblemError: this method cannot solve this problem.
         DivergenceError: the loss became non-finite; its `solution` is the last good one.
+        LostProcessError: another process of this fit is gone.
 
     Example:
         >>> problem = TransportProblem(source, target)
@@ -75,13 +77,16 @@ def fit(
     check_arguments(steps, time_budget, validation, checkpoint_every)
     method.check(problem)
     key = jax.random.key(0) if key is None else key
-    with jax.default_matmul_precision("highest"):
-        run = Run(
-            *(problem, method, key, steps, time_budget, validation, early_stopping),
-            mesh=mesh_of(devices),
+    mesh = mesh_of(devices)
+    with jax.default_matmul_precision("highest"), Hosts.of(mesh) as hosts:
+        run = hosts.together(
+            lambda: Run(
+                *(problem, method, key, steps, time_budget, validation, early_stopping),
+                mesh=mesh,
+                hosts=hosts,
+            )
         )
-        if checkpoint is not None:
-            run.resume(Path(checkpoint))
+        run.start(checkpoint)
         run.begin(callbacks, checkpoint, checkpoint_every)
         drive([run], lambda: [run.chunk()])
         return run.end(throw)

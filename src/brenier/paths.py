@@ -70,9 +70,11 @@ def blurred(
         >>> slope.tolist()
         [[[1.0, 0.0]]]
     """
-    at = nodes[None] + width * probes[:, None, None, :]
+    # The paths come first, so that several devices can share them when all points are in a row.
+    at = jnp.swapaxes(nodes, 0, 1)[:, :, None] + width * probes[None, None]
     found = state_cost(at.reshape(-1, at.shape[-1])).reshape(at.shape[:-1])
-    return found.mean(0), jnp.einsum("pkn,pd->knd", found, probes) / (len(probes) * width)
+    slope = jnp.einsum("nkp,pd->knd", found, probes) / (len(probes) * width)
+    return found.mean(-1).T, slope
 
 
 def action(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,21 @@ class Plan:
     def record(self, **columns: float) -> None:
         for name, value in columns.items():
             self.history.setdefault(name, []).append(float(value))
+
+    def news(self, since: Mapping[str, int]) -> dict[str, Any]:
+        """What has changed, JSON-able, since the columns of the history had these lengths; see `follow`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del plain["terms"]  # which only the one that judges needs
+        columns = plain.pop("history").items()
+        return plain | {"history": {k: column[since.get(k, 0) :] for k, column in columns}}
+
+    def follow(self, news: Mapping[str, Any]) -> None:
+        """Takes over what another process has decided."""
+        for name, value in news.items():
+            if name != "history":
+                setattr(self, name, value)
+        for name, values in news["history"].items():
+            self.history.setdefault(name, []).extend(values)
 
     def judge(self, ratio: float, terms: Sequence[np.ndarray], converges: bool) -> bool:
         """Takes note of a validation; whether its map shall be kept.

@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from brenier.callbacks import Callback, Event
-from brenier.checkpoint import read_checkpoint, write_checkpoint
+from brenier.checkpoint import packed, read_checkpoint, unpacked, write_checkpoint
 from brenier.coordinates import Frame
 from brenier.costs import framed, price
-from brenier.devices import place
-from brenier.errors import BrenierWarning, DivergenceError
+from brenier.devices import check_shares, everywhere, here, in_parts
+from brenier.errors import BrenierWarning, DivergenceError, InputError
+from brenier.hosts import Hosts
 from brenier.methods import Method
 from brenier.plan import CHUNK, Plan
 from brenier.problem import TransportProblem
@@ -35,7 +36,7 @@ from brenier.provenance import (
     surroundings,
     versions,
 )
-from brenier.samplers import POOL
+from brenier.samplers import POOL, Sampler
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
 from brenier.transport import Transport
@@ -52,7 +53,8 @@ Chunk = tuple[dict[str, float], Callable[[], Transport]]
 class Run:
     """One problem on its way through the loop: coordinates, batches, validation, decisions.
 
-    The arguments are those of `fit`, and `programs` those of a run of the same kind, where there is one.
+    The arguments are those of `fit`, `programs` those of a run of the same kind, where there is one; `mesh` and
+    `hosts` are its devices and processes, where there are several.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Run:
         early_stopping: bool,
         programs: Programs | None = None,
         mesh: Mesh | None = None,
+        hosts: Hosts | None = None,
     ):
         self.began = time.perf_counter()
         self.method, self.key, self.problem = method, key, problem
@@ -123,7 +126,10 @@ class Run:
         # Copied, for a network of the user's must outlive the donation of the state.
         self.state = jax.tree.map(jnp.copy, method.init(self.inner, jax.random.fold_in(key, _INIT)))
         self.plan = Plan(last_step=self.planned)
-        self.mesh = mesh
+        self.mesh, self.hosts = mesh, hosts or Hosts()
+        if mesh is not None:
+            for side in (self.inner.source, self.inner.target):
+                check_shares(mesh, side.batch(method.batch))
         self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
         self.kept = self.programs.extract(self.state)
         self.earlier = 0.0  # seconds spent before a resume
@@ -158,34 +164,41 @@ class Run:
         ahead, self.ahead = self.ahead, None
         if ahead is not None and ahead[0] == step:
             return ahead[1]
-        options = {"stratified": self.method.stratified}
-        return (
-            self.inner.source.draw(
-                self.streams[_SOURCE], step, CHUNK, self.method.batch, **options
-            ),
-            self.inner.target.draw(
-                self.streams[_TARGET], step, CHUNK, self.method.batch, **options
-            ),
+        source, target = (
+            self._draw_side(side, self.streams[purpose], step)
+            for side, purpose in ((self.inner.source, _SOURCE), (self.inner.target, _TARGET))
         )
+        return source, target
+
+    def _draw_side(self, side: Sampler, stream: Key, step: int) -> jax.Array:
+        n = self.method.batch
+        options: dict[str, Any] = {"stratified": self.method.stratified}
+        if self.hosts.count > 1:
+            options["rows"] = self.hosts.share(side.batch(n))
+        return side.draw(stream, step, CHUNK, n, **options)
 
     def chunk(self) -> Chunk:
         """Steps of this run alone."""
         plan = self.plan
         arguments = (self.state, *self.inputs())
         if self.mesh is not None:
-            state, batches, rest = place(self.mesh, self.state, arguments[1:3], arguments[3:])
+            state, *batches, keys, n, start, slope = arguments
+            batches = [in_parts(self.mesh, batch) for batch in batches]
+            state, *rest = everywhere(self.mesh, (state, keys, n, start, slope))
             arguments = (state, *batches, *rest)
         start = time.perf_counter()
         advance = self.programs.advance(arguments)
         plan.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        self.state, metrics = advance(*arguments)
-        self.look_ahead()
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        with self.hosts.computing():
+            self.state, metrics = advance(*arguments)
+        self.hosts.later(self.look_ahead)
+        with self.hosts.computing():
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         plan.run_seconds += time.perf_counter() - start
         state = self.state
         if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.
-            state = jax.device_put(state, self.mesh.devices.item(0))
+            state = here(state)
         return metrics, partial(self.programs.extract, state)
 
     # -- the run -------------------------------------------------------------------------------------------------
@@ -205,7 +218,22 @@ class Run:
         self.steps_before, self.compiled_before = plan.step, plan.compile_seconds
 
     def account(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
-        """Takes note of a chunk that was done, and decides how to go on."""
+        """Takes note of a chunk that was done, and decides how to go on, for all processes in the first."""
+        plan, before = self.plan, self.kept
+        since = {name: len(column) for name, column in plan.history.items()}
+
+        def decide() -> dict[str, Any]:
+            self._decide(metrics, current)
+            return {"kept": self.kept is not before, "plan": plan.news(since)}
+
+        news = self.hosts.told(decide)
+        if not self.hosts.first:
+            plan.follow(news["plan"])
+            self.kept = current() if news["kept"] else before
+        if self.hosts.interrupted:
+            raise KeyboardInterrupt
+
+    def _decide(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
         plan = self.plan
         plan.step, plan.chunk = plan.step + plan.count, plan.chunk + 1
         if not np.isfinite(metrics["loss"]):
@@ -378,14 +406,40 @@ class Run:
             "fingerprint": self._fingerprint(),
             "progress": dataclasses.asdict(self.plan),
         }
-        write_checkpoint(path, (self.state, self.kept), header)
+        state = self.state if self.mesh is None else here(self.state)
+        write_checkpoint(path, (state, self.kept), header)
 
-    def resume(self, path: Path) -> None:
-        if not path.exists():
-            self.save(path)  # An unwritable path is found now, not after the first half minute.
-            return
-        (self.state, self.kept), header = read_checkpoint(
-            path, (self.state, self.kept), self._fingerprint()
-        )
-        self.plan = Plan(**header["progress"])
-        self.earlier = self.plan.elapsed
+    def start(self, checkpoint: str | os.PathLike[str] | None) -> None:
+        """Goes on from a checkpoint where there is one; every process from what the first one has."""
+        found = self.hosts.told(lambda: self._restored(checkpoint))
+        if self.hosts.count > 1:
+            self.plan, self.earlier = Plan(**found["plan"]), found["earlier"]
+            self.hosts.together(lambda: self._check_same(found["fingerprint"]))
+            everything = self.state, self.kept
+            self.state, self.kept = unpacked(self.hosts.shared(packed(everything)), everything)
+
+    def _restored(self, checkpoint: str | os.PathLike[str] | None) -> dict[str, Any]:
+        """What the other processes have to know of where this one begins, besides the state."""
+        fingerprint = self._fingerprint() if checkpoint or self.hosts.count > 1 else None
+        if checkpoint is not None:
+            path = Path(checkpoint)
+            if path.exists():
+                everything = self.state, self.kept
+                (self.state, self.kept), header = read_checkpoint(path, everything, fingerprint)
+                self.plan = Plan(**header["progress"])
+                self.earlier = self.plan.elapsed
+            else:
+                self.save(path)  # An unwritable path is found now, not after the first half minute.
+        plan = dataclasses.asdict(self.plan)
+        return {"plan": plan, "earlier": self.earlier, "fingerprint": fingerprint}
+
+    def _check_same(self, expected: dict[str, Any]) -> None:
+        """That this process has the problem of the first one, and can read its share of it."""
+        for name, value in self._fingerprint().items():
+            # Prices may differ by round-off where the processors do.
+            if name != "state_cost" and value != expected[name]:
+                raise InputError(
+                    f"Expected one problem in all processes, found another {name.replace('_', ' ')} here: "
+                    f"{value!r} in place of {expected[name]!r}."
+                )
+        self.ahead = (self.plan.step, self._draw(self.plan.step))

@@ -28,6 +28,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, Int
 
+from brenier.devices import split, whole
 from brenier.flow import simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.networks import DenseQuadratic, with_zero_head
@@ -112,7 +113,9 @@ def step(
 
     state, newest = _renewed(method, problem, state, x, keys[0])
     chosen = _chosen(method, state, newest, keys[1])
-    paths, starts, damping = state.paths[:, chosen], state.starts[chosen], state.damping[chosen]
+    # On several devices the pool is on each of them, and each improves a share of the paths.
+    paths, starts = split(state.paths[:, chosen], axis=1), split(state.starts[chosen])
+    damping = split(state.damping[chosen])
     compare = blur.prices(keys[2], _FEW_PROBES)
     paths, damping = _spliced(state, paths, starts, damping, y, compare, worth, keys[3])
 
@@ -125,13 +128,14 @@ def step(
     paths, damping, accepted = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     state = dataclasses.replace(
         state,
-        paths=state.paths.at[:, chosen].set(paths),
-        damping=state.damping.at[chosen].set(damping),
+        paths=state.paths.at[:, chosen].set(whole(paths)),
+        damping=state.damping.at[chosen].set(whole(damping)),
         step=state.step + 1,
     )
 
     kinetic, price = running(paths, starts, compare(paths[1:])[0])
-    t, z, value, momentum = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    lessons = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    t, z, value, momentum = map(split, lessons)
 
     def regression(network: Any) -> jax.Array:
         u = with_base(state.base, network)
@@ -141,7 +145,7 @@ def step(
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
-        return jnp.mean(g(paths[-1])) - jnp.mean(g(y))
+        return jnp.mean(g(paths[-1])) - jnp.mean(g(split(y)))
 
     loss, fit = jax.value_and_grad(regression)(state.network)
     m, rise = jax.value_and_grad(mismatch)(state.end)
@@ -210,7 +214,7 @@ def _renewed(
     noise_key, time_key = jax.random.split(key)
     fresh, steps = min(method.refreshed, len(x)), method.rollout_steps
     u = with_base(state.base, state.average)
-    x, starts = x[:fresh], jnp.zeros(fresh, x.dtype)
+    x, starts = split(x[:fresh]), jnp.zeros(fresh, x.dtype)
     if problem.noise:
         noisy = simulate(u, problem, x, noise_key, steps)
         node = jax.random.randint(time_key, (fresh,), 1, steps)
@@ -272,13 +276,13 @@ def _spliced(
     candidates = [paths]
     for k, power in enumerate(_SPLICES):
         other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
-        piece = at_times(state.paths, state.starts, other, times)
+        piece = split(at_times(state.paths, state.starts, other, times), axis=1)
         bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
         if k:  # the own end, otherwise the other's
             bent = bent + share**power * (paths[-1:] - piece[-1:])
         candidates.append(bent)
     # The target that would be best on a straight way.
-    y = y[:n]
+    y = whole(y[:n])
     apart = 0.5 * jnp.sum((paths[0][:, None] - y[None]) ** 2, axis=-1)
     nearest = y[jnp.argmin(apart - worth(y)[None], axis=1)]
     candidates.append(paths + share ** _SPLICES[-1] * (nearest - paths[-1])[None])
