@@ -77,6 +77,11 @@ class Programs:
                 self._compiled[key] = self._advance.lower(*arguments).compile()
         return self._compiled[key]
 
+    def temporary_bytes(self) -> int:
+        """What the largest program of a chunk needs on a device, besides its arguments and results."""
+        found = (program.memory_analysis() for program in self._compiled.values())
+        return max((facts.temp_size_in_bytes for facts in found if facts), default=0)
+
 
 _shared: dict[Any, Programs] = {}
 

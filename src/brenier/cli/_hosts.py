@@ -24,7 +24,7 @@ _WATCHED = (
     "BRENIER_WATCHED_THROUGH"  # in a child's environment: the pipe that its parent holds open
 )
 _HEARTBEAT = 30  # seconds of silence after which a process counts as lost
-_FAREWELL = 20  # seconds that a process which has finished waits for the others
+_FAREWELL = 60  # seconds that a process which has finished waits for the others
 
 
 @dataclasses.dataclass(frozen=True)
