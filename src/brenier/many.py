@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.fit import check_arguments, drive
@@ -102,7 +103,7 @@ class _Stack:
         """Steps of all runs that go on; the others keep their states."""
         self.inputs = [
             # Of one that has stopped, the last batches with no steps.
-            run.inputs() if run.goes_on else (*old[:3], jnp.zeros_like(old[3]), *old[4:])
+            run.inputs() if run.goes_on else (*old[:3], np.zeros_like(old[3]), *old[4:])
             for run, old in zip(self.runs, self.inputs, strict=True)
         ]
         arguments = (self.state, *_stacked(self.inputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -37,6 +38,11 @@ def cost_at_probes(problem: TransportProblem) -> list[float]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide a result."""
+    return dict(_versions())
+
+
+@functools.cache  # they are read from files
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("brenier", "jax", "equinox", "optax", "numpy"):
         try:

@@ -124,7 +124,7 @@ class Run:
         self.ahead: tuple[int, tuple[jax.Array, jax.Array]] | None = None
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         # Copied, for a network of the user's must outlive the donation of the state.
-        self.state = jax.tree.map(jnp.copy, method.init(self.inner, jax.random.fold_in(key, _INIT)))
+        self.state = _copied(method.init(self.inner, jax.random.fold_in(key, _INIT)))
         self.plan = Plan(last_step=self.planned)
         self.mesh, self.hosts = mesh, hosts or Hosts()
         if mesh is not None:
@@ -140,17 +140,15 @@ class Run:
 
     # -- one chunk -----------------------------------------------------------------------------------------------
 
-    def inputs(self) -> tuple[jax.Array, ...]:
+    def inputs(self) -> tuple[Any, ...]:
         """What the next chunk needs besides the state."""
         plan = self.plan
         return (
             *self._draw(plan.step),
-            jax.vmap(partial(jax.random.fold_in, self.streams[_STEP]))(
-                plan.step + jnp.arange(CHUNK)
-            ),
-            jnp.asarray(plan.count, jnp.int32),
-            jnp.asarray(plan.position, self.dtype),
-            jnp.asarray(plan.slope, self.dtype),
+            _step_keys(self.streams[_STEP], np.int32(plan.step)),
+            np.asarray(plan.count, np.int32),
+            np.asarray(plan.position, self.dtype),
+            np.asarray(plan.slope, self.dtype),
         )
 
     def look_ahead(self) -> None:
@@ -443,3 +441,16 @@ class Run:
                     f"{value!r} in place of {expected[name]!r}."
                 )
         self.ahead = (self.plan.step, self._draw(self.plan.step))
+
+
+# Compiled: op by op these would take longer than steps on small batches.
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
+def _step_keys(stream: Key, step: jax.Array) -> jax.Array:
+    return jax.vmap(partial(jax.random.fold_in, stream))(step + jnp.arange(CHUNK))

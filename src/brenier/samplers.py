@@ -185,15 +185,15 @@ class ArraySampler(Sampler):
         if n == len(self.array):
             whole = self._device[rows]
             return jnp.broadcast_to(whole, (count, *whole.shape))
+        stream = tuple(np.asarray(jax.random.key_data(key)).tolist())
         steps = range(start, start + count)
-        return self._device[
-            np.stack([self._rows(key, step, n, stratified)[rows] for step in steps])
-        ]
+        chosen = np.stack([self._rows(stream, step, n, stratified)[rows] for step in steps])
+        return _taken(self._device, chosen)
 
-    def _rows(self, key: Key, step: int, n: int, stratified: bool) -> np.ndarray:
+    def _rows(self, stream: tuple[int, ...], step: int, n: int, stratified: bool) -> np.ndarray:
         per_epoch = len(self.array) // n
         epoch, batch = divmod(step, per_epoch)
-        seed = (*np.asarray(jax.random.key_data(key)).tolist(), epoch)
+        seed = (*stream, epoch)
         if self._batches[0] != (seed, n, stratified):
             rng = np.random.default_rng(seed)
             # A rest that fills no batch is left out of the epoch, another one each time.
@@ -223,6 +223,12 @@ class ArraySampler(Sampler):
 
     def digest(self) -> str:
         return _hash(np.ascontiguousarray(self.array).tobytes(), str(self.array.dtype))
+
+
+@jax.jit
+def _taken(array: jax.Array, rows: jax.Array) -> jax.Array:
+    # Compiled, for the ways of indexing take longer to tell apart than the rows to copy.
+    return array[rows]
 
 
 class RowsOnDisk(Protocol):
