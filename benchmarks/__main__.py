@@ -16,6 +16,8 @@ from benchmarks import (
     digits,
     energy,
     gaussian,
+    growth,
+    hosts,
     interpolation,
     latency,
     many,
@@ -34,6 +36,7 @@ EXPERIMENTS = {
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
         *(obstacles, color, digits, energy, step, throughput, latency, shards, many),
+        *(growth, hosts),
     )
 }
 

@@ -17,6 +17,8 @@ from benchmarks import (
     digits,
     energy,
     gaussian,
+    growth,
+    hosts,
     interpolation,
     latency,
     many,
@@ -52,6 +54,9 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "throughput": throughput.table,
     "shards": shards.table,
     "many": many.table,
+    "growth": growth.table,
+    "growth-paper": growth.paper_table,
+    "hosts": hosts.table,
     "time": lambda results: "\n\n".join(
         t for t in (step.table(results), throughput.table(results)) if t
     ),

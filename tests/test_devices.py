@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 
-from brenier.devices import mesh_of, place
+from brenier.devices import check_shares, mesh_of
 from brenier.errors import InputError
 
 # Prints how far the map of eight devices is from that of one, and how often the step was traced for it.
@@ -26,6 +25,7 @@ method = dict(
     dual=lambda: brenier.NCF(**small),
     diotm=lambda: brenier.DIOTM(map_widths=(16,), **small),
     hota=lambda: brenier.HOTA(pool=64, improved=32, refreshed=8, rollout_steps=4, **small),
+    residual=lambda: brenier.HOTA(objective="residual", trajectories=32, rollout_steps=4, **small),
 )[{method!r}]()
 step, traced = type(method).step, []
 type(method).step = lambda *args: traced.append(1) or step(*args)
@@ -86,9 +86,13 @@ def test_no_device_holds_all_distances():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
-@pytest.mark.parametrize("method", ["energy", "dual", "diotm", "hota"])
+@pytest.mark.parametrize("method", ["energy", "dual", "diotm", "hota", "residual"])
 def test_every_method_on_eight_devices(method, dtype, tolerance):
     assert compare(method, dtype, 200) < tolerance
+
+
+def test_all_of_one_device():
+    assert mesh_of("all") is None
 
 
 @pytest.mark.parametrize("devices", [0, -1, 10_000, True, []])
@@ -101,4 +105,4 @@ def test_batches_have_to_share():
     # Refused before anything is placed: the mesh needs no devices.
     mesh = jax.sharding.AbstractMesh((3,), ("batch",))
     with pytest.raises(InputError, match="batch_size=63"):
-        place(mesh, None, (np.zeros((25, 64, 2)),), None)
+        check_shares(mesh, 64)

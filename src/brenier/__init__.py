@@ -18,6 +18,7 @@ from brenier.errors import BrenierWarning as BrenierWarning
 from brenier.errors import DivergenceError as DivergenceError
 from brenier.errors import FileFormatError as FileFormatError
 from brenier.errors import InputError as InputError
+from brenier.errors import LostProcessError as LostProcessError
 from brenier.errors import OutputError as OutputError
 from brenier.errors import UnsupportedProblemError as UnsupportedProblemError
 from brenier.estimators import DIOTMTransport as DIOTMTransport

@@ -7,6 +7,7 @@ describe the structure: the reader brings a state of the same run, just initiali
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -39,8 +40,7 @@ def write_checkpoint(path: PathLike, state: Any, header: dict[str, Any]) -> None
         >>> header = {"fingerprint": {"seed": 0}, "step": 25}
         >>> write_checkpoint("run.ckpt", state, header)  # doctest: +SKIP
     """
-    tensors = {name: _raw(leaf) for name, leaf in _leaves(state).items() if _is_stored(leaf)}
-    write_container(path, "checkpoint", header, tensors)
+    write_container(path, "checkpoint", header, packed(state))
 
 
 def read_checkpoint(path: PathLike, like: State, fingerprint: Any) -> tuple[State, dict[str, Any]]:
@@ -63,13 +63,23 @@ def read_checkpoint(path: PathLike, like: State, fingerprint: Any) -> tuple[Stat
     was = header.get("fingerprint") if isinstance(header, dict) else None
     # Compared as JSON gives it back: a tuple in the fingerprint is a list in the file.
     _expect_same(path, "run", was, json.loads(json.dumps(fingerprint)))
-    leaves = _leaves(like)
-    layout = {name: _layout(_raw(leaf)) for name, leaf in leaves.items() if _is_stored(leaf)}
-    _expect_same(path, "state", {name: _layout(array) for name, array in tensors.items()}, layout)
+    was, now = ({k: _layout(a) for k, a in arrays.items()} for arrays in (tensors, packed(like)))
+    _expect_same(path, "state", was, now)
+    return unpacked(tensors, like), header
+
+
+def packed(state: Any) -> dict[str, np.ndarray]:
+    """The leaves of a pytree that are stored, as arrays by their place."""
+    return {name: _raw(leaf) for name, leaf in _leaves(state).items() if _is_stored(leaf)}
+
+
+def unpacked(tensors: Mapping[str, np.ndarray], like: State) -> State:
+    """The pytree that was packed; `like` gives the structure and all that is not stored."""
     restored = [
-        _restore(tensors[name], leaf) if _is_stored(leaf) else leaf for name, leaf in leaves.items()
+        _restore(tensors[name], leaf) if _is_stored(leaf) else leaf
+        for name, leaf in _leaves(like).items()
     ]
-    return jax.tree.unflatten(jax.tree.structure(like), restored), header
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
 def _expect_same(path: PathLike, what: str, was: Any, now: Any) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brenier.errors import BrenierWarning, InputError
-from brenier.samplers import ArraySampler, Encode, Sampler, as_sampler
+from brenier.samplers import EVERY, ArraySampler, Encode, Sampler, as_sampler
 from brenier.typing import Key
 
 UNLABELLED = -1
@@ -50,7 +50,14 @@ class ClassSampler(Sampler):
         return len(self._parts) * min(n // len(self._parts), largest)
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         share = self.batch(n) // len(self._parts)
         blocks = [
@@ -59,7 +66,7 @@ class ClassSampler(Sampler):
             )
             for k in range(len(self._parts))
         ]
-        return jnp.concatenate(blocks, axis=1)
+        return jnp.concatenate(blocks, axis=1)[:, rows]
 
     def _part(self, k: int, share: int) -> ArraySampler:
         """The sampler of a class; its points are repeated where it has fewer than its share."""

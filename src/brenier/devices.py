@@ -6,8 +6,9 @@ what every device needs whole, by `whole`; outside of such a mesh both leave the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,14 +19,14 @@ from brenier.errors import InputError
 AXIS = "batch"
 """The name of the mesh's one axis."""
 
-Devices = int | Sequence[jax.Device] | None
+Devices = int | Literal["all"] | Sequence[jax.Device] | None
 
 
 def mesh_of(devices: Devices) -> Mesh | None:
-    """The mesh of so many devices, or of these; `None` for the ordinary one device.
+    """The mesh of so many devices of this process, of "all" of every process, or of these; `None` for the ordinary one.
 
     Raises:
-        InputError: fewer than one device, or more than there are.
+        InputError: fewer than one device, more than there are, or not as many of every process.
 
     Example:
         >>> mesh_of(1) is None
@@ -33,8 +34,16 @@ def mesh_of(devices: Devices) -> Mesh | None:
     """
     if devices is None or (devices is not True and devices == 1):
         return None
+    if isinstance(devices, str):
+        if devices != "all":
+            raise InputError(
+                f'Expected a number of devices, some of jax.devices() or "all", found {devices!r}.'
+            )
+        devices = jax.devices()
+        if len(devices) == 1:
+            return None
     if isinstance(devices, int | np.integer):
-        there = jax.devices()
+        there = jax.local_devices()
         if isinstance(devices, bool) or not 1 <= devices <= len(there):
             raise InputError(
                 f"Expected 1 to {len(there)} devices, as there are here ({jax.default_backend()}), found {devices!r}; "
@@ -43,35 +52,64 @@ def mesh_of(devices: Devices) -> Mesh | None:
         devices = there[:devices]
     if not len(devices):
         raise InputError("Expected at least one device, found none.")
+    # A process has neighbouring rows of a batch.
+    devices = sorted(devices, key=lambda device: device.process_index)
+    _check_owners(Counter(device.process_index for device in devices))
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def place(
-    mesh: Mesh, state: Any, batches: tuple[jax.Array, ...], rest: Any
-) -> tuple[Any, tuple[jax.Array, ...], Any]:
-    """Puts batches (steps, n, d) on the devices, a share of the points on each, and all else on every one.
+def _check_owners(owners: Counter[int]) -> None:
+    if set(owners) == {jax.process_index()}:
+        return
+    if len(owners) != jax.process_count() or len(set(owners.values())) != 1:
+        found = ", ".join(f"{count} of process {rank}" for rank, count in owners.items())
+        raise InputError(
+            f"Expected devices of this process alone, or as many of each of {jax.process_count()} processes; "
+            f'found {found}. Try devices="all".'
+        )
 
-    Raises:
-        InputError: a batch that cannot be shared evenly.
-    """
-    for batch in batches:
-        if batch.shape[1] % mesh.size:
-            raise InputError(
-                f"Expected batches that {mesh.size} devices share evenly, found {batch.shape[1]} points in one; "
-                f"try batch_size={max(batch.shape[1] // mesh.size, 1) * mesh.size}, or fewer devices."
-            )
-    everywhere = NamedSharding(mesh, PartitionSpec())
+
+def check_shares(mesh: Mesh, n: int) -> None:
+    """Raise `InputError` for batches of `n` points that the devices cannot share evenly."""
+    if n % mesh.size:
+        raise InputError(
+            f"Expected batches that {mesh.size} devices share evenly, found {n} points in one; "
+            f"try batch_size={max(n // mesh.size, 1) * mesh.size}, or fewer devices."
+        )
+
+
+def in_parts(mesh: Mesh, batches: jax.Array) -> jax.Array:
+    """Batches (steps, n, d) with a share of the points on each device, from the rows that this process has of them."""
     shared = NamedSharding(mesh, PartitionSpec(None, AXIS))
-    return (
-        jax.device_put(state, everywhere),
-        jax.device_put(batches, shared),
-        jax.device_put(rest, everywhere),
-    )
+    if shared.is_fully_addressable:
+        return jax.device_put(batches, shared)
+    return jax.make_array_from_process_local_data(shared, batches)
+
+
+def everywhere(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of arrays, the same in every process, on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array) and array.sharding == sharding:
+            return array
+        copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)
+
+    return jax.tree.map(put, tree)
+
+
+def here(tree: Any) -> Any:
+    """What is on every device, on one of this process."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)
 
 
 def split(x: Any, axis: int = 0) -> Any:
-    """Asks for `x` in parts along `axis`, one on each device of the mesh that is set."""
-    return _constrained(x, *(None,) * axis, AXIS)
+    """Asks for `x` in parts along `axis`, one on each device of the mesh that is set, where they share it evenly."""
+    devices = jax.sharding.get_abstract_mesh().shape.get(AXIS, 1)
+    return x if x.shape[axis] % devices else _constrained(x, *(None,) * axis, AXIS)
 
 
 def whole(x: Any) -> Any:

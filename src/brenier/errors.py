@@ -1,7 +1,8 @@
 """The exceptions a user may want to catch.
 
-`InputError` means "change what you passed in"; `DivergenceError` and `OutputError` mean "the work itself failed".
-The command line turns the first into exit status 2 and the others into 1.
+`InputError` means "change what you passed in"; `DivergenceError` and `OutputError` mean "the work itself failed";
+`LostProcessError` means "run it again". The command line turns the first into exit status 2, the last into 3 and the
+others into 1.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class DivergenceError(BrenierError, RuntimeError):
     def __init__(self, message: str, solution: Any = None):
         super().__init__(message)
         self.solution = solution
+
+
+class LostProcessError(BrenierError, RuntimeError):
+    """A fit of several processes of which one is gone; all of them together continue from their checkpoint."""
 
 
 class BrenierWarning(UserWarning):

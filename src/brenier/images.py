@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from brenier.color.images import ColorImage, read_image
 from brenier.errors import BrenierWarning, InputError
-from brenier.samplers import Encode, Sampler
+from brenier.samplers import EVERY, Encode, Sampler
 from brenier.typing import Key
 
 POOLED = 2048
@@ -153,18 +153,20 @@ class ImageFolder(Sampler):
             pixels = (pixels @ _GREY)[..., None]
         return (pixels / 127.5 - 1.0).astype(np.float32)
 
-    def _start(self, key: Key, start: int, count: int, n: int) -> list[list[Future[Any]]]:
-        """Begins to read the batches of some steps."""
+    def _start(
+        self, key: Key, start: int, count: int, n: int, rows: slice
+    ) -> list[list[Future[Any]]]:
+        """Begins to read these rows of the batches of some steps."""
         seed = np.asarray(jax.random.key_data(key)).tolist()
         batches = []
         for step in range(start, start + count):
             rng = np.random.default_rng((*seed, step))
-            rows = np.arange(n) if n == self.size else rng.integers(self.size, size=n)
+            chosen = np.arange(n) if n == self.size else rng.integers(self.size, size=n)
             mirrored = rng.random(n) < 0.5 if self._flip else np.zeros(n, bool)
             batches.append(
                 [
                     self._pool.submit(self._read, int(i), bool(m))
-                    for i, m in zip(rows, mirrored, strict=True)
+                    for i, m in zip(chosen[rows], mirrored[rows], strict=True)
                 ]
             )
         return batches
@@ -176,11 +178,18 @@ class ImageFolder(Sampler):
     # -- the face of a sampler -------------------------------------------------------------------------------------
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
-        batches = self._start(key, start, count, n)
+        batches = self._start(key, start, count, n, rows)
         return jnp.asarray(np.stack([self._points([f.result() for f in b]) for b in batches]))
 
     def pool(self, n: int, seed: int) -> np.ndarray:

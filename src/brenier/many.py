@@ -10,11 +10,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from brenier.errors import InputError, UnsupportedProblemError
-from brenier.fit import Chunk, Programs, Run, check_arguments, drive
+from brenier.fit import check_arguments, drive
 from brenier.methods import Method
 from brenier.problem import TransportProblem
+from brenier.programs import Programs
+from brenier.run import Chunk, Run
 from brenier.solution import Solution
 from brenier.transport import Transport
 from brenier.typing import Key
@@ -100,7 +103,7 @@ class _Stack:
         """Steps of all runs that go on; the others keep their states."""
         self.inputs = [
             # Of one that has stopped, the last batches with no steps.
-            run.inputs() if run.goes_on else (*old[:3], jnp.zeros_like(old[3]), *old[4:])
+            run.inputs() if run.goes_on else (*old[:3], np.zeros_like(old[3]), *old[4:])
             for run, old in zip(self.runs, self.inputs, strict=True)
         ]
         arguments = (self.state, *_stacked(self.inputs))
@@ -114,8 +117,8 @@ class _Stack:
         columns = {name: values.tolist() for name, values in jax.device_get(metrics).items()}
         done = time.perf_counter()
         for run in self.runs:
-            run.progress.compile_seconds += compiled - start
-            run.progress.run_seconds += done - compiled
+            run.plan.compile_seconds += compiled - start
+            run.plan.run_seconds += done - compiled
         # One program for all maps, and only where some run looks at its own.
         transports = cache(partial(self.programs.extract, self.state))
         return [

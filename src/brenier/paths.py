@@ -70,9 +70,11 @@ def blurred(
         >>> slope.tolist()
         [[[1.0, 0.0]]]
     """
-    at = nodes[None] + width * probes[:, None, None, :]
+    # The paths come first, so that several devices can share them when all points are in a row.
+    at = jnp.swapaxes(nodes, 0, 1)[:, :, None] + width * probes[None, None]
     found = state_cost(at.reshape(-1, at.shape[-1])).reshape(at.shape[:-1])
-    return found.mean(0), jnp.einsum("pkn,pd->knd", found, probes) / (len(probes) * width)
+    slope = jnp.einsum("nkp,pd->knd", found, probes) / (len(probes) * width)
+    return found.mean(-1).T, slope
 
 
 def action(
@@ -111,6 +113,7 @@ def improve(
     prices: Prices,
     worth: Worth,
     tolerance: float = 1e-4,
+    stiffness: Float[Array, "n"] | float = 0.0,
 ) -> Improved:
     """One damped Newton step of each path, taken where it does not raise its action by more than `tolerance`.
 
@@ -121,6 +124,7 @@ def improve(
         prices: one function for the whole step, so that what is compared is comparable.
         worth: `g`, differentiable.
         tolerance: of the comparison.
+        stiffness: curvature of `-g` at the ends, as far as it is known.
 
     Example:
         >>> still = jnp.zeros((5, 1, 2))
@@ -141,7 +145,7 @@ def improve(
     share = tau[None] ** 2 * weights
     gradient = step - ahead + share[..., None] * slopes
     bend = share / jnp.maximum(values, _SMALLEST)
-    kinetic = jnp.full((len(step), 1), 2.0, paths.dtype).at[-1].set(1.0)
+    kinetic = jnp.full((len(step), len(tau)), 2.0, paths.dtype).at[-1].set(1.0 + tau * stiffness)
     if paths.shape[-1] <= _FULL_BLOCKS:
         outer = slopes[..., :, None] * slopes[..., None, :]
         eye = jnp.eye(paths.shape[-1], dtype=paths.dtype)

@@ -29,6 +29,9 @@ _READ_ROWS = 4096  # between two moments at which mapped pages are let go: each 
 POOL = 100_000
 """Samples behind moments, bounding boxes and the linear map."""
 
+EVERY = slice(None)
+"""All rows of a batch."""
+
 
 def check_points(x: Any, name: str = "x", *, min_points: int = 1) -> np.ndarray:
     """An array of points as float32 or float64 of shape (n, d), or one clear sentence.
@@ -104,13 +107,21 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         """The batches of steps `start` to `start + count`, shape (count, min(n, size), d).
 
         The batch of a step depends on the key and the step alone, not on how steps are grouped. A set of at most
         `n` points is returned whole every time: a full batch has no sampling noise. Where the points are in memory,
-        `stratified` spreads each batch evenly over them.
+        `stratified` spreads each batch evenly over them. With `rows`, only these rows of each batch, and what is on
+        disk is read for them alone: the share of one process of several.
         """
 
     @abc.abstractmethod
@@ -159,22 +170,30 @@ class ArraySampler(Sampler):
         self._cells: tuple[int, np.ndarray] = (0, np.zeros(0, np.int64))
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         n = self.batch(n)
         if self._device is None:
             self._device = jnp.asarray(self.array)
         if n == len(self.array):
-            return jnp.broadcast_to(self._device, (count, *self.array.shape))
-        rows = np.stack(
-            [self._rows(key, step, n, stratified) for step in range(start, start + count)]
-        )
-        return self._device[rows]
+            whole = self._device[rows]
+            return jnp.broadcast_to(whole, (count, *whole.shape))
+        stream = tuple(np.asarray(jax.random.key_data(key)).tolist())
+        steps = range(start, start + count)
+        chosen = np.stack([self._rows(stream, step, n, stratified)[rows] for step in steps])
+        return _taken(self._device, chosen)
 
-    def _rows(self, key: Key, step: int, n: int, stratified: bool) -> np.ndarray:
+    def _rows(self, stream: tuple[int, ...], step: int, n: int, stratified: bool) -> np.ndarray:
         per_epoch = len(self.array) // n
         epoch, batch = divmod(step, per_epoch)
-        seed = (*np.asarray(jax.random.key_data(key)).tolist(), epoch)
+        seed = (*stream, epoch)
         if self._batches[0] != (seed, n, stratified):
             rng = np.random.default_rng(seed)
             # A rest that fills no batch is left out of the epoch, another one each time.
@@ -204,6 +223,12 @@ class ArraySampler(Sampler):
 
     def digest(self) -> str:
         return _hash(np.ascontiguousarray(self.array).tobytes(), str(self.array.dtype))
+
+
+@jax.jit
+def _taken(array: jax.Array, rows: jax.Array) -> jax.Array:
+    # Compiled, for the ways of indexing take longer to tell apart than the rows to copy.
+    return array[rows]
 
 
 class RowsOnDisk(Protocol):
@@ -256,17 +281,24 @@ class MemmapSampler(Sampler):
         return np.asarray(rows if self._encode is None else self._encode(rows), self.dtype)
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
         if n == self._count:
-            everything = self._rows(np.arange(n))
+            everything = self._rows(np.arange(n)[rows])
             return jnp.broadcast_to(everything, (count, *everything.shape))
         seed = np.asarray(jax.random.key_data(key)).tolist()
         generators = (np.random.default_rng((*seed, start + i)) for i in range(count))
         return jnp.asarray(
-            np.stack([self._rows(g.integers(self._count, size=n)) for g in generators])
+            np.stack([self._rows(g.integers(self._count, size=n)[rows]) for g in generators])
         )
 
     def pool(self, n: int, seed: int) -> np.ndarray:
@@ -321,15 +353,22 @@ class FunctionSampler(Sampler):
         return jnp.asarray(x if self._encode is None else self._encode(x), self.dtype)
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         del stratified  # samples are made as they are needed
         keys = jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count))
         if not self._traceable:
-            return jnp.stack([self._batch(key, n) for key in keys])
+            return jnp.stack([self._batch(key, n)[rows] for key in keys])
         if n not in self._draws:
             self._draws[n] = jax.jit(jax.vmap(lambda key: self._batch(key, n)))
-        return self._draws[n](keys)
+        return self._draws[n](keys)[:, rows]
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         return check_points(self._batch(jax.random.key(seed), n), f"{self._name}(key, {n})")

@@ -20,6 +20,7 @@ import numpy as np
 from brenier.errors import InputError
 from brenier.points import map_npy, open_parquet, reading
 from brenier.samplers import (
+    EVERY,
     POOL,
     Encode,
     MemmapSampler,
@@ -263,12 +264,19 @@ class ParquetSampler(Sampler):
     # -- batches ---------------------------------------------------------------------------------------------------
 
     def draw(
-        self, key: Key, start: int, count: int, n: int, *, stratified: bool = False
+        self,
+        key: Key,
+        start: int,
+        count: int,
+        n: int,
+        *,
+        stratified: bool = False,
+        rows: slice = EVERY,
     ) -> jax.Array:
         del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
         if n == self.size:
-            everything = self.pool(n, 0)
+            everything = self.pool(n, 0)[rows]
             return jnp.broadcast_to(everything, (count, *everything.shape))
         seed = tuple(np.asarray(jax.random.key_data(key)).tolist())
         batches = []
@@ -276,10 +284,12 @@ class ParquetSampler(Sampler):
             rng = np.random.default_rng((*seed, 0, step))
             window = self._window(seed, step // _RENEWAL)
             part = rng.integers(len(window), size=n)
-            row = (rng.random(n) * np.array([len(rows) for rows in window])[part]).astype(np.int64)
-            batch = np.empty((n, self.dim), self.dtype)
-            for i, rows in enumerate(window):
-                batch[part == i] = rows[row[part == i]]
+            sizes = np.array([len(points) for points in window])
+            row = (rng.random(n) * sizes[part]).astype(np.int64)[rows]
+            part = part[rows]
+            batch = np.empty((len(row), self.dim), self.dtype)
+            for i, points in enumerate(window):
+                batch[part == i] = points[row[part == i]]
             batches.append(batch)
         return jnp.asarray(np.stack(batches))
 

@@ -13,9 +13,9 @@ With `--json`, stdout holds exactly one JSON object: the result, or `{"error": {
 "exit_status"}}`. Everything else goes to stderr.
 
 Exit status: 0 done; 1 the work failed, or `evaluate --check` found a map that does not pass; 2 the
-input or the arguments are wrong. Ctrl-C during a fit keeps the best map so far: once it is written
-the exit status is 0, and the `status` of the map is "interrupted". Without a map to write, Ctrl-C
-ends with 1.
+input or the arguments are wrong; 3 another process of a fit by several was lost: start all of them
+again. Ctrl-C during a fit keeps the best map so far: once it is written the exit status is 0, and
+the `status` of the map is "interrupted". Without a map to write, Ctrl-C ends with 1.
 """
 
 from brenier.cli._app import app as app

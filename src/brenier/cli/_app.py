@@ -20,7 +20,8 @@ app = typer.Typer(
     help="Neural optimal transport through Hamilton-Jacobi equations.",
     epilog="Points: .npy, .npz, .csv, .tsv, .parquet, .h5ad (one array of several: file.npz:name, "
     "file.h5ad:X_pca). "
-    "Exit status: 0 done, 1 the work failed, 2 the input or the arguments are wrong.",
+    "Exit status: 0 done, 1 the work failed, 2 the input or the arguments are wrong, 3 another process of the fit "
+    "was lost.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -186,6 +187,9 @@ def fit(
         Path | None,
         typer.Option(metavar="FILE", help="Continue from here if it exists; written as it goes."),
     ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(parser=_duration, metavar="TIME", help="Between two checkpoints.")
+    ] = "30s",  # type: ignore[assignment]  # parsed, as what is typed
     devices: Annotated[
         int,
         typer.Option(
@@ -193,30 +197,59 @@ def fit(
             help="Split every batch over this many devices.",
         ),
     ] = 1,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Work with other processes, which meet where process 0 runs; start this command once for each.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            **_number(int, 1, 10**6, "a whole number of at least 1"), help="How many they are."
+        ),
+    ] = None,
+    process_id: Annotated[
+        int | None,
+        typer.Option(
+            **_number(int, 0, 10**6, "a whole number of at least 0"),
+            help="Which of them this one is, from 0; the first one writes the files.",
+        ),
+    ] = None,
     report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fit a map and its inverse to two files of points, or folders of .npy or .parquet files.
 
-    Around walls, and with noise, by `--method hota`.
+    Around walls, and with noise, by `--method hota`. On several machines by `--coordinator`.
     Ctrl-C keeps the best map so far: it is written, and the exit status is 0.
     """
+    from brenier.cli._hosts import is_watched, join, place_of, watch
     from brenier.files import check_output
 
-    inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]
-    _refuse_to_overwrite([out, checkpoint, report], inputs)
-    check_output(out)
-    if report is not None:
-        from brenier.report import check_report_output
+    place = place_of(coordinator, processes, process_id, devices)
+    if place is not None and not is_watched():
+        raise typer.Exit(watch())
+    hosts = join(place)
 
-        check_report_output(report)
-    if checkpoint is not None:
-        if checkpoint.resolve() == out.resolve():
-            raise InputError(
-                f"Expected two files for --out and --checkpoint, found '{out}' for both."
-            )
-        check_output(checkpoint)
+    def check_outputs() -> None:
+        inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]
+        _refuse_to_overwrite([out, checkpoint, report], inputs)
+        check_output(out)
+        if report is not None:
+            from brenier.report import check_report_output
+
+            check_report_output(report)
+        if checkpoint is not None:
+            if checkpoint.resolve() == out.resolve():
+                raise InputError(
+                    f"Expected two files for --out and --checkpoint, found '{out}' for both."
+                )
+            check_output(checkpoint)
+
+    hosts.told(check_outputs)
 
     import dataclasses
 
@@ -230,16 +263,21 @@ def fit(
     from brenier.solution import Metadata
 
     check_options(method.value, state_cost=state_cost, noise=noise, gaussian_start=gaussian_start)
-    walls = read_walls(state_cost, extent, wall_height)
     keep_compiled()
-    moving = read_cost(cost)
-    problem = brenier.TransportProblem(_load(source), _load(target), moving, noise=noise)
-    check_plane(walls, problem.dim)
-    if walls is not None:
+
+    def read_problem() -> tuple[Any, Any]:
+        walls = read_walls(state_cost, extent, wall_height)
+        moving = read_cost(cost)
+        problem = brenier.TransportProblem(_load(source), _load(target), moving, noise=noise)
+        check_plane(walls, problem.dim)
+        if walls is None:
+            return problem, walls
         if wall_height is None:
             pools = problem.source.pool(_JUDGED, seed), problem.target.pool(_JUDGED, seed)
             walls = eqx.tree_at(lambda walls: walls.height, walls, default_height(*pools))
-        problem = problem.replace(state_cost=walls)
+        return problem.replace(state_cost=walls), walls
+
+    problem, walls = hosts.together(read_problem)
     recipe: Any
     if method is Method.hota:
         recipe = brenier.HOTA(preset=preset.value)
@@ -254,7 +292,7 @@ def fit(
         f"{method.value}, dimension {problem.dim}, "
         f"{problem.source.size} and {problem.target.size} points"
     )
-    with FitProgress(title, quiet=quiet) as progress:
+    with FitProgress(title, quiet=quiet or not hosts.first) as progress:
         solution = brenier.fit(
             problem,
             recipe,
@@ -264,7 +302,8 @@ def fit(
             validation=validation,
             callbacks=[progress],
             checkpoint=checkpoint,
-            devices=devices,
+            checkpoint_every=checkpoint_every,
+            devices=devices if place is None else "all",
         )
     if solution.status == "interrupted" and solution.info["steps"] == 0:
         raise Interrupted("Interrupted before the first step; nothing was written.")
@@ -272,19 +311,25 @@ def fit(
         facts = {"file": str(state_cost), "extent": walls.shape.extent, "height": walls.height}
         info = Metadata(solution.info | {"state_cost": facts})
         solution = dataclasses.replace(solution, info=info)
-    brenier.save(out, solution)
-    written = [out]
-    if report is not None:
+
+    def write() -> list[str]:
+        brenier.save(out, solution)
+        if report is None:
+            return [str(out)]
         from brenier.validation import split_sides
 
         fitted, goal, x, y = split_sides(problem, validation, jax.random.key(seed))
         if x is None or y is None:  # nothing was held out: better the points of the fit than none
             x, y = (side.pool(_JUDGED, seed) for side in (fitted, goal))
         solution.report(report, x, y, state_cost=walls, title=title, seed=seed)
-        written.append(report)
+        return [str(out), str(report)]
+
+    written = hosts.told(write)
+    if not hosts.first:
+        return
     _report(
         {
-            "files": [str(path) for path in written],
+            "files": written,
             "status": solution.status,
             "message": solution.message,
             "scores": solution.scores,

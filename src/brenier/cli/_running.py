@@ -14,9 +14,16 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from brenier.errors import BrenierError, BrenierWarning, DivergenceError, InputError
+from brenier.cli._hosts import leave_at_once
+from brenier.errors import (
+    BrenierError,
+    BrenierWarning,
+    DivergenceError,
+    InputError,
+    LostProcessError,
+)
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
+DONE, FAILED, WRONG_INPUT, LOST = 0, 1, 2, 3
 
 
 class Interrupted(BrenierError):
@@ -48,6 +55,9 @@ class Commands(TyperGroup):
             sys.stdout.flush()
         except Exception as error:
             status = _explain(error, arguments)
+            # What all processes of a fit raise they raise together; otherwise the others wait in vain.
+            if isinstance(error, LostProcessError) or not isinstance(error, BrenierError):
+                leave_at_once(status)
         sys.exit(status if isinstance(status, int) else DONE)
 
     def invoke(self, ctx: Any) -> Any:
@@ -74,7 +84,8 @@ def _explain(error: Exception, arguments: list[str]) -> int:
             "try the default preset, fewer steps or another --seed."
         )
     elif isinstance(error, BrenierError):
-        status = WRONG_INPUT if isinstance(error, InputError) else FAILED
+        kinds = {InputError: WRONG_INPUT, LostProcessError: LOST}
+        status = next((kinds[kind] for kind in kinds if isinstance(error, kind)), FAILED)
         message = str(error)
     elif describe := getattr(error, "format_message", None):  # the parser's own errors
         status, message = WRONG_INPUT, describe()

@@ -229,6 +229,12 @@ def with_base(base: GaussianPotential | None, network: Potential) -> Potential:
     return network if base is None else SumPotential(base, network)
 
 
+@eqx.filter_jit
+def built(network: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """`network(*arguments, **options)` as one compiled program: layer by layer it takes longer than many steps."""
+    return network(*arguments, **options)
+
+
 def cast(module: Any, dtype: Any) -> Any:
     """A module with arrays of another precision."""
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from brenier.methods._base import (
     PresetMethod,
     Schedule,
     averaged,
+    built,
     cast,
     decay,
     with_base,
@@ -151,7 +153,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             # A copy: a donated state must not hold the same buffer twice.
             averaged=jax.tree.map(jnp.copy, network),
             base=base,
-            optimizer=self._optimizer().init(network),
+            optimizer=jax.jit(self._optimizer().init)(network),
             box=jnp.asarray(box, problem.dtype),
             step=jnp.zeros((), jnp.int32),
         )
@@ -268,15 +270,17 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             options |= {"widths": widths, "direct": ours}
         elif self.network == "mlp":
             options["widths"] = (64,) * 5 if self.widths is None else self.widths
-        return _NETWORKS[str(self.network)](dim, **options)
+        return built(_NETWORKS[str(self.network)], dim, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        if self.optimizer == "adam":
-            return optax.adam(self.learning_rate)
-        if self.optimizer == "muon":
-            return optax.contrib.muon(self.learning_rate)
-        assert isinstance(self.optimizer, optax.GradientTransformation)
-        return self.optimizer
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return self.optimizer
+        return _named_optimizer(self.optimizer, self.learning_rate)
+
+
+@functools.cache  # the same object: what it compiles is compiled once
+def _named_optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+    return optax.contrib.muon(learning_rate) if name == "muon" else optax.adam(learning_rate)
 
 
 def matching_loss(

@@ -34,6 +34,7 @@ import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.costs import Quadratic
+from brenier.devices import split, whole
 from brenier.flow import simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.networks import DenseQuadratic, with_zero_head
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from brenier.methods.hota import HOTA
 
 _END_WIDTHS = (64, 64, 64, 32)
-_END_RATE = 1e-2
+_END_RATE = 3e-3
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
@@ -62,6 +63,9 @@ _SPLICES = (
     1,
     4,
 )  # powers of the share of time by which a piece of another path is bent to this one's ends
+_LEAST_GAIN = (
+    1e-2  # by which another path has to be cheaper; what gains less is left to Newton's steps
+)
 _VALUE_WEIGHT = 0.1
 _PLACES = 1024  # on paths, at which the potential is fitted
 
@@ -117,16 +121,17 @@ def step(
     progress: jax.Array,
 ) -> tuple[PathState, dict[str, jax.Array]]:
     keys = jax.random.split(key, 6)
-    x, y = batch
+    x, y = map(whole, batch)
     # Batches are in the order of their cells: every so-many-th sample is still one of each region.
     fresh = min(method.refreshed, len(x))
     x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
-    x = jax.random.permutation(jax.random.fold_in(keys[5], 1), x)
+    x = split(jax.random.permutation(jax.random.fold_in(keys[5], 1), x))
     blur = _Blur(problem, _width(method, problem, progress))
     state, newest = _renewed(method, problem, state, x, keys[0])
     chosen = _chosen(method, state, newest, keys[1])
-    paths, starts, damping = state.paths[:, chosen], state.starts[chosen], state.damping[chosen]
-    strays = state.strays[chosen]
+    # On several devices the pool is on each of them, and each improves a share of the paths.
+    paths, starts = split(state.paths[:, chosen], axis=1), split(state.starts[chosen])
+    damping, strays = split(state.damping[chosen]), split(state.strays[chosen])
     astray = partial(_astray, strays=strays) if problem.noise else lambda worth, x: worth(x)
     outside = _outside(y)
     pull = _FIRST_PULL * _left(method, progress)
@@ -140,20 +145,22 @@ def step(
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
-        paths, damping, taken = improve(*now[:2], starts, prices, worth)
+        stiffness = pull * (outside(now[0][-1]) > 0.0)
+        paths, damping, taken = improve(*now[:2], starts, prices, worth, stiffness=stiffness)
         return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
 
     start = (paths, damping, jnp.zeros((), x.dtype))
     paths, damping, accepted = jax.lax.fori_loop(0, _NEWTON_STEPS, newton, start)
     state = dataclasses.replace(
         state,
-        paths=state.paths.at[:, chosen].set(paths),
-        damping=state.damping.at[chosen].set(damping),
+        paths=state.paths.at[:, chosen].set(whole(paths)),
+        damping=state.damping.at[chosen].set(whole(damping)),
         step=state.step + 1,
     )
 
     kinetic, price = running(paths, starts, compare(paths[1:])[0])
-    t, z, value, momentum = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    lessons = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    t, z, value, momentum = map(split, lessons)
 
     def regression(network: Any) -> jax.Array:
         u = with_base(state.base, network)
@@ -163,7 +170,7 @@ def step(
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
-        return jnp.mean(astray(g, paths[-1])) - jnp.mean(g(y))
+        return jnp.mean(astray(g, paths[-1])) - jnp.mean(g(split(y)))
 
     loss, fit = jax.value_and_grad(regression)(state.network)
     m, rise = jax.value_and_grad(mismatch)(state.end)
@@ -321,7 +328,7 @@ def _spliced(
     candidates = [paths]
     for k, power in enumerate(_SPLICES):
         other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
-        piece = at_times(state.paths, state.starts, other, times)
+        piece = split(at_times(state.paths, state.starts, other, times), axis=1)
         bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
         if k:  # the own end, otherwise the other's
             bent = bent + share**power * (paths[-1:] - piece[-1:])
@@ -332,7 +339,8 @@ def _spliced(
     candidates += [paths + share**power * (nearest - paths[-1])[None] for power in _SPLICES]
 
     stack = jnp.stack(candidates)
-    best = jnp.argmin(jax.lax.map(total, stack), axis=0)
+    costs = jax.lax.map(total, stack)
+    best = jnp.argmin(costs.at[0].add(-_LEAST_GAIN), axis=0)
     paths = jnp.take_along_axis(stack, best[None, None, :, None], axis=0)[0]
     return paths, jnp.where(best > 0, FIRST_DAMPING, damping)
 

@@ -145,7 +145,7 @@ class NCF(CharacteristicMethod):
             network=slices,
             averaged=jax.tree.map(jnp.copy, slices),
             base=pair,
-            optimizer=self._optimizer().init(slices),
+            optimizer=jax.jit(self._optimizer().init)(slices),
             box=jnp.zeros((2, problem.dim), problem.dtype),
             step=jnp.zeros((), jnp.int32),
         )

@@ -1,0 +1,124 @@
+"""One of several processes killed at a random moment, and all of them started again: is anything lost?
+
+The processes are those of `brenier fit --coordinator`, on this machine. A run that is disturbed and continued
+has to end with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import brenier
+from benchmarks.harness import (
+    Options,
+    conditions,
+    keep,
+    load,
+    markdown,
+    median_and_worst,
+    select,
+    values,
+)
+
+COUNTS = (2, 4)
+KILLS = 10
+STEPS = 300
+LOST = 3  # the exit status of the others
+
+
+def run(options: Options) -> None:
+    seed = options.seeds[0]
+    for count in COUNTS[:1] if options.quick else COUNTS:
+        case = {"processes": count}
+        if options.wants(case):
+            kills, steps = (1, 50) if options.quick else (KILLS, STEPS)
+            with tempfile.TemporaryDirectory() as folder:
+                scores, seconds = _measure(Path(folder), count, kills, steps, seed)
+            keep(options, "hosts", case, seed, scores=scores, seconds=seconds, kills=kills)
+
+
+def _measure(
+    folder: Path, count: int, kills: int, steps: int, seed: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4000, 2)).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", 2.0 * rng.normal(size=(4000, 2)).astype(np.float32) + 1.0)
+    began = time.perf_counter()
+    assert _ended(_started(folder, "calm", count, steps)) == [0] * count
+    calm = time.perf_counter() - began
+    exact = brenier.load(folder / "calm.brenier")
+    same, stopped, told = 0, [], 0
+    for kill in range(kills):
+        name = f"kill-{kill}"
+        processes = _started(folder, name, count, steps)
+        # From joining to the last steps: whatever they are at.
+        time.sleep(rng.uniform(0.0, 1.0) * calm)
+        victim = int(rng.integers(count))
+        processes[victim].send_signal(signal.SIGKILL)
+        began = time.perf_counter()
+        statuses = _ended(processes)
+        stopped.append(time.perf_counter() - began)
+        del statuses[victim]
+        told += all(status in (LOST, 0) for status in statuses)  # 0: the fit had ended before
+        assert _ended(_started(folder, name, count, steps)) == [0] * count
+        found = brenier.load(folder / f"{name}.brenier")
+        images = found.transport.forward(x), exact.transport.forward(x)
+        same += bool((images[0] == images[1]).all())
+    scores = {"kills": float(kills), "same_bits": float(same), "right_status": float(told)}
+    return scores, {"undisturbed": calm, "until_stopped": max(stopped)}
+
+
+def _started(folder: Path, name: str, count: int, steps: int) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", "from brenier.cli import main; main()"),
+                *("fit", "x.npy", "y.npy", "--out", f"{name}.brenier", "--steps", str(steps)),
+                *("--checkpoint", f"{name}.ckpt", "--checkpoint-every", "0.5s", "--quiet"),
+                *("--coordinator", f"127.0.0.1:{port}"),
+                *("--processes", str(count), "--process-id", str(rank)),
+            ],
+            cwd=folder,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(count)
+    ]
+
+
+def _ended(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    return [process.wait(600) for process in processes]
+
+
+def table(results: Path) -> str | None:
+    records = load("hosts", results)
+    if not records:
+        return None
+    header = [
+        "processes",
+        *("killed at random", "same bits after going on", "others ended as documented"),
+        "seconds until they had, at most",
+    ]
+    rows = [
+        [
+            str(count),
+            *(f"{chosen[0]['scores'][k]:.0f}" for k in ("kills", "same_bits", "right_status")),
+            median_and_worst(values(chosen, "until_stopped", "seconds")),
+        ]
+        for count in COUNTS
+        if (chosen := select(records, processes=count))
+    ]
+    return f"{markdown(header, rows)}\n\n{conditions(records)}"
