@@ -1,5 +1,10 @@
-"""The pages: their examples run, their links lead somewhere."""
+"""The pages: their examples run, their links lead somewhere.
 
+Blocks marked `python` run here, each page on two small samples X and Y; cells marked `{code-cell}` run when `make docs`
+builds the site, and nowhere else.
+"""
+
+import inspect
 import re
 from pathlib import Path
 
@@ -49,6 +54,15 @@ def test_links_lead_somewhere(name):
         page = PAGES[name].parent / path if path else PAGES[name]
         assert page.exists(), path
         assert not heading or heading in headings(page), heading
+
+
+def test_the_reference_has_every_public_name():
+    listed = set(re.findall(r"^   (\w+)$", PAGES["api.md"].read_text(), re.M))
+    assert listed == {
+        name
+        for name, thing in vars(brenier).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
 
 
 def headings(page):
