@@ -489,6 +489,13 @@ def test_color_names_its_pictures(tmp_path, monkeypatch):
     assert (str(seen["out"]), seen["steps"], seen["time_budget"]) == ("o", 9, 60.0)
     assert succeed(*options).stdout == "Fitted.\nWrote o/a.png.\nWrote o/sheet.png.\n"
 
+    monkeypatch.setattr(brenier.color, "write_color_report", lambda *a, **k: seen.update(page=a))
+    assert result_of(*options, "--report", "c.html")["files"] == [*pictures.values(), "c.html"]
+    assert [str(p) for p in seen["page"][:3]] == ["c.html", "a.png", "b.png"]
+    seen.clear()
+    assert "type .html" in fail(2, *options, "--report", "c.txt")
+    assert not seen
+
 
 def test_demo_writes_its_pictures_and_says_what_to_open(tmp_path, monkeypatch):
     class Lighter:
