@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_ivar = False
 default_role = "literal"  # docstrings write code as Markdown does
 nitpicky = True
 nitpick_ignore_regex = [
@@ -85,7 +86,11 @@ html_show_sphinx = False
 html_copy_source = False
 html_math_renderer = "mathml"
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0063a3", "color-brand-content": "#0063a3"},
+    "light_css_variables": {
+        "color-brand-primary": "#0063a3",
+        "color-brand-content": "#0063a3",
+        "code-font-size": "0.78rem",
+    },
     "dark_css_variables": {"color-brand-primary": "#6fbcf0", "color-brand-content": "#6fbcf0"},
 }
 copybutton_exclude = ".linenos, .gp"
@@ -127,8 +132,10 @@ def _block_math(translator: Any, node: nodes.math_block) -> None:
 
 
 def _mathml(node: nodes.Element, *, block: bool) -> str:
+    # TeX's ½, `tfrac12`, takes two digits without braces; docutils would read a twelve.
+    formula = re.sub(r"\\([td]?frac)(\d)(\d)", r"\\\1{\2}{\3}", node.astext())
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        return tex2mathml(formula, as_block=block)
     except MathError as error:
         logging.getLogger(__name__).warning("formula: %s", error, location=node)
         return f"<code>{node.astext()}</code>"
