@@ -74,7 +74,9 @@ def _fuzz(options: Options, target: str, seed: int) -> None:
     count = 20 if options.quick else options.cases or CASES
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(_command("prepare", folder), env=_environment(folder), cwd=ROOT, check=True)
+        subprocess.run(
+            _command("prepare", folder, target), env=_environment(folder), cwd=ROOT, check=True
+        )
         with _Watched(folder, target, seed) as worker:
             results = [worker.run(i) for i in range(count)]
     failures = [r for r in results if r["problem"]]
@@ -341,8 +343,8 @@ def _case(target: str, rng: np.random.Generator) -> tuple[str, list[str]]:
     return name, [*before, given, *after]
 
 
-def _prepare(folder: str) -> None:
-    """Files that are whole: maps of every kind, points, pictures and walls."""
+def _prepare(folder: str, target: str) -> None:
+    """Files that are whole: points, pictures, walls and an exact map; where maps are tried, fitted ones too."""
     import jax
     from PIL import Image
 
@@ -364,17 +366,8 @@ def _prepare(folder: str) -> None:
     )
     exact = Solution(transport, {}, "completed", "Done.", Metadata({}), Metadata({}))
     brenier.save(base / "exact.brenier", exact)
-    small: dict[str, Any] = {"widths": (8,), "steps": 2, "batch_size": 32}
-    methods = {
-        "ncf": brenier.NCF(network="mlp", **small),
-        "diotm": brenier.DIOTM(network="mlp", **small),
-        "hota": brenier.HOTA(network="mlp", pool=32, improved=8, refreshed=4, **small),
-    }
-    for name, method in methods.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            solution = brenier.fit(brenier.TransportProblem(x, y), method, validation=0.0)
-        brenier.save(base / f"{name}.brenier", solution)
+    if target == "maps":
+        _fit_maps(base, brenier.TransportProblem(x, y))
 
     for name in ("x.npy", "x.npz", "x.csv"):
         write_points(base / name, x)
@@ -399,6 +392,23 @@ def _prepare(folder: str) -> None:
     Image.new("RGB", (4, 4), (9, 9, 9)).save(base / "flat.png")
 
 
+def _fit_maps(base: Path, problem: Any) -> None:
+    """A map of every method, small and of two steps."""
+    import brenier
+
+    small: dict[str, Any] = {"widths": (8,), "steps": 2, "batch_size": 32}
+    methods = {
+        "ncf": brenier.NCF(network="mlp", **small),
+        "diotm": brenier.DIOTM(network="mlp", **small),
+        "hota": brenier.HOTA(network="mlp", pool=32, improved=8, refreshed=4, **small),
+    }
+    for name, method in methods.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            solution = brenier.fit(problem, method, validation=0.0)
+        brenier.save(base / f"{name}.brenier", solution)
+
+
 # Kills
 
 
@@ -406,7 +416,7 @@ def _kill(count: int, seed: int) -> Record:
     """Kill fits `count` times, and compare where they end with one that was left alone."""
     import jax
 
-    moments = random.Random(seed)
+    moments, duration = random.Random(seed), 0.0
     kills = early = fits = identical = 0
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -519,7 +529,7 @@ def table(results: Path) -> str | None:
 if __name__ == "__main__":
     task, *given = sys.argv[1:]
     if task == "prepare":
-        _prepare(given[0])
+        _prepare(given[0], given[1])
     elif task == "work":
         _work(given[0], given[1], int(given[2]))
     else:

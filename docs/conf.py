@@ -135,7 +135,11 @@ def _mathml(node: nodes.Element, *, block: bool) -> str:
     # TeX's ½, `tfrac12`, takes two digits without braces; docutils would read a twelve.
     formula = re.sub(r"\\([td]?frac)(\d)(\d)", r"\\\1{\2}{\3}", node.astext())
     try:
-        return tex2mathml(formula, as_block=block)
+        found = tex2mathml(formula, as_block=block)
+        # A bar is a fence here, never a relation: no space around it, and as tall as the text.
+        return re.sub(
+            r"<mo[^>]*>\|</mo>", '<mo stretchy="false" lspace="0" rspace="0">|</mo>', found
+        )
     except MathError as error:
         logging.getLogger(__name__).warning("formula: %s", error, location=node)
         return f"<code>{node.astext()}</code>"
