@@ -1,13 +1,10 @@
-"""Damaged files through the command line, and fits that are killed at random moments.
+"""Damaged files through the command line, and fits that are killed at random moments (`benchmarks.kills`).
 
 `maps`: saved maps with flipped bits, cut, spliced with other files, with lengths and headers
 exchanged, made up, or changed behind a correct checksum. `inputs`: the same for files of points,
 pictures and walls. Every case is a command in a process that watches for exceptions, exit statuses
 other than 0, 1 and 2, and writing anywhere but to the output; another process watches it, and
 counts a case that takes more than ten seconds, or kills its process.
-
-`kills`: a fit with a checkpoint is killed one to three times, each time after a random share of
-its duration, and then left to end; its map must have the bits of a fit that was left alone.
 """
 
 from __future__ import annotations
@@ -16,10 +13,7 @@ import contextlib
 import io
 import json
 import os
-import random
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from select import select as readable
 from typing import Any
 
 import numpy as np
@@ -41,9 +36,7 @@ from benchmarks.harness import (
     load,
     markdown,
     number,
-)
-from benchmarks.harness import (
-    select as chosen,
+    select,
 )
 from benchmarks.mutations import damaged, forged, made_up
 
@@ -52,9 +45,7 @@ PATIENCE = 10.0  # seconds a case may take
 _START = 600.0  # and a process to start and to run every command once
 _FRESH = 500  # cases of a process: every accepted map compiles programs of its own
 _SHOWN = 20  # failures that a record describes
-_POINTS = (
-    *("x.npy", "x32.npy", "whole.npy", "x.npz", "x.csv", "named.tsv", "x.parquet", "x.h5ad"),
-)
+_POINTS = ("x.npy", "x32.npy", "whole.npy", "x.npz", "x.csv", "named.tsv", "x.parquet", "x.h5ad")
 _PICTURES = ("photo.png", "photo.jpg", "grey.png", "photo.gif", "photo.tif", "photo.webp")
 _COUNTED = ("done", "failed", "rejected")
 
@@ -66,7 +57,7 @@ def run(options: Options) -> None:
                 _fuzz(options, target, seed)
         if options.wants({"target": "kills"}):
             count = 2 if options.quick else max((options.cases or CASES) * KILLS // CASES, 1)
-            found = in_fresh_process("benchmarks.fuzz", "kills", count, seed)
+            found = in_fresh_process("benchmarks.kills", count, seed)
             keep(options, "fuzz", {"target": "kills"}, seed, **found)
 
 
@@ -151,7 +142,7 @@ class _Watched:
     def _answer(self, patience: float) -> Record | None:
         assert self.process is not None
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], patience)[0]:
+        if not readable([self.process.stdout], [], [], patience)[0]:
             return None
         line = self.process.stdout.readline()
         return json.loads(line) if line else None
@@ -324,7 +315,7 @@ def _case(target: str, rng: np.random.Generator) -> tuple[str, list[str]]:
         name = str(rng.choice([name for name in names if Path("base", name).exists()]))
     before, after = commands[rng.integers(len(commands))]
     source, others = Path("base", name), sorted(Path("base").iterdir())
-    damaged_file = Path("base").parent / f"damaged{source.suffix}"
+    damaged_file = Path(f"damaged{source.suffix}")
     how = rng.random()
     if target == "maps" and how < 0.25:
         forged(source, damaged_file, rng)
@@ -409,97 +400,6 @@ def _fit_maps(base: Path, problem: Any) -> None:
         brenier.save(base / f"{name}.brenier", solution)
 
 
-# Kills
-
-
-def _kill(count: int, seed: int) -> Record:
-    """Kill fits `count` times, and compare where they end with one that was left alone."""
-    import jax
-
-    moments, duration = random.Random(seed), 0.0
-    kills = early = fits = identical = 0
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        # Set before the forks, computed with only after them: JAX starts its threads at the first use.
-        jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        whole, parts, state = (Path(folder, name) for name in ("whole", "parts", "state"))
-        for _ in range(2):  # the second time is that of a fit whose programs are compiled
-            started = time.perf_counter()
-            _finish(_child(seed, whole, None))
-            duration = time.perf_counter() - started
-        while kills < count:
-            state.unlink(missing_ok=True)
-            for _ in range(min(moments.randint(1, 3), count - kills)):
-                child = _child(seed, parts, state)
-                time.sleep(moments.uniform(0.0, duration))
-                os.kill(child, signal.SIGKILL)
-                killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-                kills += killed
-                early += killed and not state.exists()
-                if not killed:
-                    break
-            _finish(_child(seed, parts, state))
-            fits += 1
-            identical += _bits(parts) == _bits(whole)
-            parts.unlink()
-    return {
-        "scores": {
-            "kills": kills,
-            "before a checkpoint": early,
-            "fits": fits,
-            "identical": identical,
-        },
-        "seconds": {"total": time.perf_counter() - began, "fit": duration},
-    }
-
-
-def _child(seed: int, out: Path, checkpoint: Path | None) -> int:
-    """The process of a fit of twenty chunks that writes a checkpoint after each."""
-    child = os.fork()
-    if child:
-        return child
-    import jax
-
-    import brenier
-
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        source, target = np.random.default_rng(seed).normal(size=(2, 400, 2)) + 1.0
-        method = brenier.NCF(
-            objective="energy", network="mlp", widths=(8,), optimizer="adam",
-            batch_size=32, collocation_size=16, steps=500,
-        )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            solution = brenier.fit(
-                brenier.TransportProblem(source, 2.0 * target),
-                method,
-                key=jax.random.key(seed),
-                validation=0.25,
-                early_stopping=False,
-                checkpoint=checkpoint,
-                checkpoint_every=0.0,
-            )
-        brenier.save(out, solution)
-    finally:
-        os._exit(0 if sys.exc_info()[0] is None else 1)
-
-
-def _finish(child: int) -> None:
-    if os.waitpid(child, 0)[1] != 0:
-        raise RuntimeError("A fit that nobody killed failed.")
-
-
-def _bits(path: Path) -> tuple[str, dict[str, bytes]]:
-    """All of a saved solution but how long it took and when."""
-    from brenier.files import read_container
-
-    content, tensors = read_container(path, "solution")
-    del content["fields"]["info"]
-    return json.dumps(content), {name: array.tobytes() for name, array in tensors.items()}
-
-
 def table(results: Path) -> str | None:
     records = load("fuzz", results)
     if not records:
@@ -508,14 +408,14 @@ def table(results: Path) -> str | None:
     header += ["files elsewhere", "over 10 s", "crashes"]
     rows = []
     for target, title in (("maps", "maps"), ("inputs", "points, pictures, walls")):
-        found = chosen(records, target=target)
+        found = select(records, target=target)
         if found:
             total = {name: sum(r["scores"][name] for r in found) for name in found[0]["scores"]}
             statuses = " / ".join(f"{total[name]:.0f}" for name in _COUNTED)
             counts = (total[n] for n in ("exception", "status", "stray", "hang", "crash"))
             rows.append([title, f"{total['cases']:.0f}", statuses, *(f"{c:.0f}" for c in counts)])
     text = markdown(header, rows)
-    killed = chosen(records, target="kills")
+    killed = select(records, target="kills")
     if killed:
         total = {name: sum(r["scores"][name] for r in killed) for name in killed[0]["scores"]}
         text += (
@@ -530,7 +430,5 @@ if __name__ == "__main__":
     task, *given = sys.argv[1:]
     if task == "prepare":
         _prepare(given[0], given[1])
-    elif task == "work":
-        _work(given[0], given[1], int(given[2]))
     else:
-        print(json.dumps(_kill(int(given[0]), int(given[1]))))
+        _work(given[0], given[1], int(given[2]))
