@@ -71,6 +71,8 @@ def _fuzz(options: Options, target: str, seed: int) -> None:
         with _Watched(folder, target, seed) as worker:
             results = [worker.run(i) for i in range(count)]
     failures = [r for r in results if r["problem"]]
+    for failure in failures:
+        print(json.dumps(failure), file=sys.stderr)
     scores = {name: sum(r["status"] == i for r in results) for i, name in enumerate(_COUNTED)}
     keep(
         options,
