@@ -9,7 +9,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types docs linkcheck bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -28,11 +28,18 @@ lint: $(VENV)/installed-dev  ## check style and formatting
 types: $(VENV)/installed-dev  ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
+docs: $(VENV)/installed-docs  ## build the site in docs/_build/html and run its pages
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+linkcheck: $(VENV)/installed-docs  ## ask the network whether the pages' outer links still lead somewhere
+	$(BIN)/python -m sphinx -b linkcheck -D nb_execution_mode=off -q docs docs/_build/linkcheck
+
 bench: $(VENV)/installed-bench  ## run the benchmarks and regenerate their tables
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## remove the environment, the caches and the demo's output
-	rm -rf $(VENV) demo-output build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-output docs/_build docs/api build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; each stamp says which extras are in it. An extra installs on top of the core, so

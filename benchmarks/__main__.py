@@ -15,6 +15,7 @@ from benchmarks import (
     costs,
     digits,
     energy,
+    fuzz,
     gaussian,
     growth,
     hosts,
@@ -36,7 +37,7 @@ EXPERIMENTS = {
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
         *(obstacles, color, digits, energy, step, throughput, latency, shards, many),
-        *(growth, hosts),
+        *(growth, hosts, fuzz),
     )
 }
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
     parser.add_argument("--pairs", action="store_true", help="toys: also every toy to every other")
+    parser.add_argument("--cases", type=int, help="fuzz: damaged files of each kind, 10 000")
     parser.add_argument(
         "--data",
         type=Path,
@@ -79,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         only=given.only,
         pairs=given.pairs,
         data=given.data,
+        cases=given.cases,
         results=given.results or (None if given.quick else RESULTS),
     )
     for name in names:

@@ -39,6 +39,7 @@ class Options:
         pairs: the toys' large variant.
         data: folder of the data sets that are not generated.
         results: where the JSON files go; None keeps nothing.
+        cases: damaged files of each kind.
     """
 
     quick: bool = False
@@ -47,6 +48,7 @@ class Options:
     pairs: bool = False
     data: Path | None = None
     results: Path | None = None
+    cases: int | None = None
 
     def wants(self, case: Mapping[str, Any]) -> bool:
         return self.only in slug(case)

@@ -489,6 +489,13 @@ def test_color_names_its_pictures(tmp_path, monkeypatch):
     assert (str(seen["out"]), seen["steps"], seen["time_budget"]) == ("o", 9, 60.0)
     assert succeed(*options).stdout == "Fitted.\nWrote o/a.png.\nWrote o/sheet.png.\n"
 
+    monkeypatch.setattr(brenier.color, "write_color_report", lambda *a, **k: seen.update(page=a))
+    assert result_of(*options, "--report", "c.html")["files"] == [*pictures.values(), "c.html"]
+    assert [str(p) for p in seen["page"][:3]] == ["c.html", "a.png", "b.png"]
+    seen.clear()
+    assert "type .html" in fail(2, *options, "--report", "c.txt")
+    assert not seen
+
 
 def test_demo_writes_its_pictures_and_says_what_to_open(tmp_path, monkeypatch):
     class Lighter:
@@ -692,6 +699,7 @@ FOLLOW = ("trajectories", "MAP", "x.npy", "--out", "p.npz")
         ((*HOTA, "--state-cost", "no.png", *EXTENT), "no.png does not exist"),
         ((*HOTA, "--state-cost", "no.npy", *EXTENT), "a .npy file of cells, found no 'no.npy'"),
         ((*HOTA, "--state-cost", "bad.npy", *EXTENT), "cells at 'bad.npy', found a damaged one"),
+        ((*HOTA, "--state-cost", "torn.npy", *EXTENT), "cells at 'torn.npy', found a damaged one"),
         (
             (*HOTA, "--state-cost", "x.npy", *EXTENT),
             "'x.npy' holds no walls. Expected cells between 0 (free) and 1 (wall)",
@@ -724,6 +732,8 @@ def test_wrong_walls_and_paths(points, walls, exact_map, monkeypatch, arguments,
     np.save("line.npy", np.zeros((4, 1)))
     with open("bad.npy", "wb") as file:
         file.write(b"no array at all")
+    with open("torn.npy", "wb") as file:  # a bracket that never closes
+        file.write(b"\x93NUMPY\x01\0\x10\0{'descr': ('<f8'\n")
     if "LINE" in arguments:
         on_a_line = brenier.load(exact_map)
         potential = brenier.GaussianPotential.from_moments(

@@ -41,6 +41,7 @@ from brenier.color import (
     read_image,
     reinhard,
     transfer,
+    write_color_report,
     write_png,
 )
 
@@ -438,6 +439,15 @@ class TestBaselines:
             assert np.abs(baseline(a, a).astype(int) - a.visible()).max() <= 1
 
 
+class Reported:
+    """A solution that is asked for a page."""
+
+    status, message, info = "completed", "Fitted.", {"steps": 1, "method": {}}
+
+    def report(self, path, *points, **options):
+        self.path, self.points, self.options = path, points, options
+
+
 @pytest.fixture
 def pair(save):
     alpha = np.full((30, 40, 1), 255, np.uint8)
@@ -483,6 +493,22 @@ class TestColorTransfer:
             assert (
                 scores["brenier"]["energy_distance"] < 0.1 * scores["unchanged"]["energy_distance"]
             )
+
+    def test_a_report_has_fresh_colours_and_all_pictures(self, pair, tmp_path):
+        result = color_transfer(*pair, out=tmp_path / "out", transport=LinearTransport())
+        with pytest.raises(InputError, match=r"a solution_ .* found LinearTransport"):
+            write_color_report(tmp_path / "r.html", *pair, result)
+        result.transport.solution_ = seen = Reported()
+        write_color_report(tmp_path / "r.html", *pair, result)
+        assert seen.path == tmp_path / "r.html"
+        for points, picture in zip(seen.points, pair, strict=True):
+            assert points.shape == (2000, 3)
+            own = read_image(picture).visible() / 255
+            assert points.mean(axis=0) == pytest.approx(own.mean(axis=0), abs=0.02)
+        shown = [
+            result.files[name] for name in ("source_in_target_colors", "target_in_source_colors")
+        ]
+        assert list(seen.options["pictures"].values()) == [pair[0], shown[0], pair[1], shown[1]]
 
     def test_same_seed_same_pictures(self, pair, tmp_path):
         def run(name, seed):

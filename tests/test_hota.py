@@ -9,7 +9,7 @@ import pytest
 import brenier
 from brenier.coordinates import Frame
 from brenier.costs import Quadratic
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.errors import DivergenceError, InputError, UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
@@ -121,6 +121,14 @@ class TestFlow:
         np.testing.assert_allclose(path[1], X)
         for t, points in zip(times, path, strict=True):
             np.testing.assert_allclose(points, X + t * (LINEAR.forward(X) - X), atol=2e-3)
+
+    def test_paths_that_have_no_end(self, monkeypatch):
+        def endless(*_):
+            raise eqx.EquinoxRuntimeError("The maximum number of solver steps was reached.")
+
+        monkeypatch.setattr("brenier.flow._displacements", endless)
+        with pytest.raises(DivergenceError, match="too large to follow"):
+            self.flow.forward(X)
 
     def test_arrays_of_jax_and_none_at_all(self):
         images = self.flow.forward(jnp.asarray(X[:7]))

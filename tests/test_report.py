@@ -1,5 +1,6 @@
 """The page: complete, small, without a network; in a browser, where there is one."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -143,6 +144,21 @@ def test_a_page_without_points_has_what_the_fit_recorded(tmp_path):
     text = (tmp_path / "a.html").read_text()
     assert "Done &lt;in&gt; time." in text
     assert re.findall("<h2>(.*?)</h2>", text) == ["Training", "How to make it again"]
+
+
+def test_classes_have_a_table_of_their_own(tmp_path):
+    ways = ("forward", "backward")
+    found = {f"energy_{w}": 0.0123 for w in ways} | {f"band_{w}": 0.04 for w in ways}
+    found |= {"kept_forward": 0.987, "kept_backward": 1.0}
+    solution = solved(2)
+    info = Metadata({**solution.info, "classes": {"<cat>": found, "dog": found}})
+    dataclasses.replace(solution, info=info).report(tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text()
+    table = re.search("<h2>Class by class</h2>(.*?)</section>", text, re.S)[1]
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table)]
+    numbers = ["0.0123", "0.04", "0.0123", "0.04", "98.7%", "100.0%"]
+    assert rows[1:] == [["&lt;cat&gt;", *numbers], ["dog", *numbers]]
+    assert "cat" not in text[text.index('id="facts"') :]
 
 
 def test_pages_that_cannot_be_written(tmp_path):

@@ -420,6 +420,13 @@ class TestRefusesToLoad:
         with pytest.raises(FileFormatError):
             load(path)
 
+    def test_numbers_that_are_not_finite(self, path):
+        tree, tensors = read_container(path, "solution")
+        tensors["transport.network.head"] = np.full_like(tensors["transport.network.head"], np.nan)
+        write_container(path, "solution", tree, tensors)
+        with pytest.raises(FileFormatError, match="Not all numbers of its maps are finite"):
+            load(path)
+
 
 def forge(path, change):
     """Rewrite a file with a changed tree and the right checksum, as only a person would."""

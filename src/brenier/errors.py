@@ -31,7 +31,7 @@ class OutputError(BrenierError, OSError):
 
 
 class DivergenceError(BrenierError, RuntimeError):
-    """A fit whose loss or parameters became non-finite.
+    """A fit whose loss or parameters became non-finite, or paths that cannot be followed.
 
     Attributes:
         solution: the last good `Solution`, or `None` when there was none yet.

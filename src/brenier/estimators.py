@@ -227,7 +227,7 @@ class NCFTransport(TransportEstimator):
     Attributes:
         solution_: the `brenier.Solution` of the fit.
         replicas_: the maps of the bootstrap.
-        n_features_in_: d.
+        n_features_in_: dimension of the points.
 
     Example:
         >>> est = NCFTransport(random_state=0).fit(Xs=X, Xt=Y)
@@ -311,7 +311,7 @@ class HOTATransport(TransportEstimator):
 
     Attributes:
         solution_: the `brenier.Solution` of the fit.
-        n_features_in_: d.
+        n_features_in_: dimension of the points.
 
     Example:
         >>> wall = brenier.state_costs.Wall(0, -0.1, 0.1, gaps=[(-0.25, 0.25)])
@@ -391,7 +391,7 @@ class DIOTMTransport(TransportEstimator):
     Attributes:
         solution_: the `brenier.Solution` of the fit.
         replicas_: the maps of the bootstrap.
-        n_features_in_: d.
+        n_features_in_: dimension of the points.
 
     Example:
         >>> est = DIOTMTransport(random_state=0).fit(Xs=X, Xt=Y)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, FramedPotential
 from brenier.costs import Cost
-from brenier.errors import UnsupportedProblemError
+from brenier.errors import DivergenceError, UnsupportedProblemError
 from brenier.hamiltonian import velocity
 from brenier.problem import TransportProblem
 from brenier.transport import CHUNK, Transport, check_time, checked_points, framed_velocity
@@ -116,7 +116,13 @@ class FlowTransport(Transport):
             z = np.zeros((rows, self.dim), self._dtype)
             z[: len(part)] = self.frame.encode(start, part)
             index = jnp.arange(first, first + rows)
-            moves = np.asarray(solve(start, jnp.asarray(z), sorted_times, index))
+            try:
+                moves = np.asarray(solve(start, jnp.asarray(z), sorted_times, index))
+            except eqx.EquinoxRuntimeError as error:  # the solver's own words are for its authors
+                raise DivergenceError(
+                    "Expected paths that end, found a velocity that is too large to follow or not finite; "
+                    "fit again, for longer or with another seed."
+                ) from error
             for k, (t, i) in enumerate(zip(times, back, strict=True)):
                 out[k, first : first + CHUNK] = self._place(start, t, part, moves[i, : len(part)])
         return out

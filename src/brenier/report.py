@@ -28,6 +28,7 @@ from brenier.plotting import wall_shades
 from brenier.samplers import check_points
 from brenier.solution import Solution
 from brenier.state_costs import as_state_cost
+from brenier.validation import WAYS
 from brenier.verdict import BASELINES, SCORES, evaluate
 
 _SHOWN = 500  # points that move
@@ -96,7 +97,7 @@ def write_report(
     if pictures:
         shown = (_picture(caption, pixels) for caption, pixels in pictures.items())
         parts.append(_section("Pictures", f'<div class="row pictures">{"".join(shown)}</div>'))
-    parts += [_training_section(solution), _facts_section(solution)]
+    parts += [_classes_section(solution), _training_section(solution), _facts_section(solution)]
     script = _template("report.js") if Xs is not None else ""
     page = Template(_template("report.html")).substitute(
         title=escape(title), body="\n".join(parts), script=script
@@ -190,6 +191,26 @@ def _bounds_section(scores: dict[str, Any]) -> str:
     return _section("What the cost must be", _table(["optimal cost", ""], rows))
 
 
+def _classes_section(solution: Solution) -> str:
+    """Of a fit with labels, what it recorded of its held-out points."""
+    classes = solution.info.get("classes")
+    if not classes:
+        return ""
+    header = ["class", "energy, forward", "noise", "energy, backward", "noise"]
+    keys = ("energy_forward", "band_forward", "energy_backward", "band_backward")
+    rows = [
+        [label, *(_number(found[key]) for key in keys)]
+        + [f"{found[f'kept_{way}']:.1%}" for way in WAYS]
+        for label, found in classes.items()
+    ]
+    return _section(
+        "Class by class",
+        _table([*header, "kept, forward", "kept, backward"], rows),
+        '<p class="muted">On points that the fit held out. Kept: the share of images whose nearest '
+        "sample on the other side is of their class.</p>",
+    )
+
+
 def _paths_section(solution: Solution, x: np.ndarray, y: np.ndarray, state_cost: Any) -> str:
     times = np.linspace(0.0, 1.0, _MOMENTS)
     paths = np.asarray(solution.transport.trajectory(x, times), np.float64)
@@ -281,7 +302,8 @@ def _training_section(solution: Solution) -> str:
 
 
 def _facts_section(solution: Solution) -> str:
-    facts = list(_flat(dict(solution.info) | {"status": solution.status}))
+    known = {name: fact for name, fact in solution.info.items() if name != "classes"}
+    facts = list(_flat(known | {"status": solution.status}))
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="long">{escape(str(value))}</td></tr>'
         for name, value in facts

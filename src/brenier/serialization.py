@@ -277,6 +277,8 @@ def _check(solution: Any) -> None:
         raise InputError("Its parts are not those of a Solution.")
     transport = solution.transport
     floats = [leaf for leaf in jax.tree.leaves(transport) if eqx.is_inexact_array(leaf)]
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in floats):
+        raise InputError("Not all numbers of its maps are finite.")
     dtype = jnp.result_type(*floats)
     points = jax.ShapeDtypeStruct((2, transport.dim), dtype)
     point, time = jax.ShapeDtypeStruct(points.shape[1:], dtype), jax.ShapeDtypeStruct((), dtype)

@@ -517,13 +517,19 @@ def color(
     seed: Seed = 0,
     steps: Steps = None,
     time_budget: TimeBudget = None,
+    report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Give each of two pictures the colours of the other."""
-    from brenier.color import color_transfer
+    from brenier.color import color_transfer, write_color_report
     from brenier.progress import FitProgress
 
+    if report is not None:
+        from brenier.report import check_report_output
+
+        _refuse_to_overwrite([report], [str(picture_a), str(picture_b)])
+        check_report_output(report)
     keep_compiled()
     with FitProgress(f"{picture_a.name} and {picture_b.name}", quiet=quiet) as progress:
         result = color_transfer(
@@ -536,10 +542,13 @@ def color(
             callbacks=[progress],
         )
     facts = result.to_dict()
-    pictures = list(facts["files"].values())
+    written = list(facts["files"].values())
+    if report is not None:
+        write_color_report(report, picture_a, picture_b, result, seed=seed)
+        written.append(str(report))
     _report(
-        facts | {"files": pictures},
-        lambda: "\n".join([facts["fit"]["message"], *(f"Wrote {path}." for path in pictures)]),
+        facts | {"files": written},
+        lambda: "\n".join([facts["fit"]["message"], *(f"Wrote {path}." for path in written)]),
         as_json,
         quiet,
     )

@@ -52,8 +52,9 @@ def read_walls(
     if not path.is_file():
         raise InputError(f"Expected a .npy file of cells, found no '{path}'; check the path.")
     try:
-        cells = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped, so that a header cannot claim more than the file holds.
+        cells = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except Exception as error:  # a parser fed damaged bytes may raise almost anything
         raise InputError(
             f"Expected a .npy file of cells at '{path}', found a damaged one or one of another "
             "type; write it again."

@@ -11,6 +11,7 @@ from brenier.color.mapping import transfer as transfer
 from brenier.color.pipeline import STEPS as STEPS
 from brenier.color.pipeline import ColorResult as ColorResult
 from brenier.color.pipeline import color_transfer as color_transfer
+from brenier.color.pipeline import write_color_report as write_color_report
 from brenier.color.scores import channel_histograms as channel_histograms
 from brenier.color.scores import cloud_distance as cloud_distance
 from brenier.color.scores import color_scores as color_scores

@@ -25,6 +25,9 @@ from brenier.files import PathLike, atomic_write, check_output
 STEPS = 500
 """Planned for two pictures: under half a minute on two cores, and histograms change little after."""
 
+REPORTED = 2000
+"""Colours of each picture in a report."""
+
 PICTURES = ("source_in_target_colors", "target_in_source_colors", "contact_sheet")
 
 
@@ -164,6 +167,41 @@ def color_transfer(
     for path, content in contents.items():
         atomic_write(path, content)
     return ColorResult(paths, scores_file, scores, fit, seconds, transport)
+
+
+def write_color_report(
+    path: PathLike, source: PathLike, target: PathLike, result: ColorResult, *, seed: int = 0
+) -> None:
+    """Write a page about the map of a colour transfer, with the pictures before and after.
+
+    Args:
+        path: of the page, `.html`.
+        source, target: pictures A and B of the transfer.
+        result: of the default estimator, or of another one that has a `solution_`.
+        seed: of the colours that are scored, fresh ones, and of the verdict.
+
+    Raises:
+        InputError: a picture cannot be read; an estimator without `solution_`.
+        OutputError: the page cannot be written.
+    """
+    solution = getattr(result.transport, "solution_", None)
+    if solution is None:
+        raise InputError(
+            f"Expected an estimator with a solution_ to report on, found "
+            f"{type(result.transport).__name__}; use the default one."
+        )
+    a, b = read_image(source), read_image(target)
+    # Not the draw of the fit: its seeds are spawned from another sequence.
+    rng = np.random.default_rng([seed, 1])
+    colors = (color_samples(image, REPORTED, rng) for image in (a, b))
+    pictures = {
+        f"A: {a.name}": source,
+        "A in the colours of B": result.files["source_in_target_colors"],
+        f"B: {b.name}": target,
+        "B in the colours of A": result.files["target_in_source_colors"],
+    }
+    title = f"The colours of {a.name} and {b.name}"
+    solution.report(path, *colors, pictures=pictures, title=title, seed=seed)
 
 
 def _check_colors(*images: ColorImage) -> None:
