@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,8 @@ TITLES = {
     "embryo-32": "embryo, 32 cells between 16 and 64",
 }
 METHODS = {
-    "ncf": "NCF",
+    "ncf": "NCF, dual",
+    "energy": "NCF, energy distance",
     "linear": "linear (Gaussian) map",
     "discrete": "discrete OT",
     "flow": "flow matching",
@@ -122,8 +124,9 @@ def _run(options: Options, case: dict[str, str], cells: Snapshots, seed: int) ->
 Predicted = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray] | None, dict[str, Any]]
 
 
-def _ncf(cells: Snapshots, seed: int, quick: bool) -> Predicted:
-    estimator = brenier.NCFTransport(steps=4 if quick else None, random_state=seed)
+def _ncf(cells: Snapshots, seed: int, quick: bool, objective: str = "dual") -> Predicted:
+    steps = 4 if quick else None
+    estimator = brenier.NCFTransport(objective=objective, steps=steps, random_state=seed)
     estimator.fit(Xs=cells.before, Xt=cells.after)
     info = estimator.solution_.info
     facts = {"steps": info["steps"], "settings": info["method"]}
@@ -159,6 +162,7 @@ def _unchanged(cells: Snapshots, seed: int, quick: bool) -> Predicted:
 
 PREDICT: dict[str, Callable[[Snapshots, int, bool], Predicted]] = {
     "ncf": _ncf,
+    "energy": partial(_ncf, objective="energy"),
     "linear": _linear,
     "discrete": _discrete,
     "flow": _flow,

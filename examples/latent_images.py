@@ -56,6 +56,7 @@ class Size:
         channels: of the seven convolutions.
         latent: dimension of the codes.
         updates: of each autoencoder.
+        rate: of their Adam, at first.
         passes: of each classifier over its images.
         steps: of each map.
         images: for training, at most.
@@ -65,6 +66,7 @@ class Size:
     channels: tuple[int, ...] = (16, 16, 32, 32, 64, 64, 128)
     latent: int = 16
     updates: dict[str, int] = field(default_factory=lambda: {"digits": 1900, "clothes": 1300})
+    rate: float = 1e-3
     passes: int = 12
     steps: int = 1500
     images: int | None = None
@@ -76,6 +78,7 @@ QUICK = Size(
     channels=(4, 4, 4, 4, 8, 8, 8),
     latent=4,
     updates={"digits": 200, "clothes": 100},
+    rate=1e-2,
     passes=10,
     steps=25,
     images=1000,
@@ -142,19 +145,17 @@ class VAE(eqx.Module):
         top = 16 * channels[-1]  # four by four pixels
         strides = (2, 1, 2, 1, 2, 1, 1)
         pairs = zip((1, *channels[:-1]), channels, strides, strict=True)
-        self.encoder = [
-            _amplified(eqx.nn.Conv2d(*io, 3, stride, 1, key=next(keys))) for *io, stride in pairs
-        ]
-        self.dense = _amplified(eqx.nn.Linear(top, 128, key=next(keys)))
+        self.encoder = [eqx.nn.Conv2d(*io, 3, s, 1, key=next(keys)) for *io, s in pairs]
+        self.dense = eqx.nn.Linear(top, 128, key=next(keys))
         self.mean = eqx.nn.Linear(128, latent, key=next(keys))
         self.log_variance = eqx.nn.Linear(128, latent, key=next(keys))
-        self.start = _amplified(eqx.nn.Linear(latent, top, key=next(keys)))
+        self.start = eqx.nn.Linear(latent, top, key=next(keys))
         # 4 -> 7 -> 14 -> 28 pixels; the even sizes need a row more than the stride gives.
         up = ((1, 0), (1, 0), (2, 0), (1, 0), (2, 1), (1, 0), (2, 1))
         outs = (*channels[-2::-1], channels[0])
         pairs = zip((channels[-1], *outs[:-1]), outs, up, strict=True)
         self.decoder = [
-            _amplified(eqx.nn.ConvTranspose2d(*io, 3, stride, more, 1, key=next(keys)), stride)
+            eqx.nn.ConvTranspose2d(*io, 3, stride, more, 1, key=next(keys))
             for *io, (stride, more) in pairs
         ]
         self.last = eqx.nn.ConvTranspose2d(outs[-1], 1, 3, padding=1, key=next(keys))
@@ -175,9 +176,18 @@ class VAE(eqx.Module):
         return jax.nn.sigmoid(self.last(h))[0]
 
 
-def _amplified(layer: Any, stride: int = 1) -> Any:
-    """A layer before a ReLU, whose signal equinox's initial weights would let die out (He et al. 2015)."""
-    return eqx.tree_at(lambda layer: layer.weight, layer, 6**0.5 * stride * layer.weight)
+def untrained(size: Size) -> VAE:
+    """With the initial weights of He et al. 2015: equinox's own would let the signal die out over sixteen layers."""
+    shapes = eqx.filter_eval_shape(VAE, size.channels, size.latent, jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if max(leaf.shape) == leaf.size:  # a bias
+            return jnp.zeros(leaf.shape)
+        fan = leaf.size // leaf.shape[0]
+        return jnp.asarray(rng.normal(size=leaf.shape) * (2.0 / fan) ** 0.5, jnp.float32)
+
+    return jax.tree.map(draw, shapes)
 
 
 VARIANCE = 0.025  # of a pixel around its mean
@@ -208,9 +218,8 @@ def update(state: Any, x: jax.Array, rate: jax.Array) -> tuple[Any, jax.Array]:
 
 def train_vae(images: np.ndarray, size: Size, updates: int, path: Path) -> VAE:
     """A trained autoencoder, from its file as far as it goes."""
-    rate = optax.cosine_decay_schedule(1e-3, updates, alpha=0.05)
-    # Compiled as one: layer by layer it would take longer than some hundred updates.
-    vae = eqx.filter_jit(VAE)(size.channels, size.latent, jax.random.key(0))
+    rate = optax.cosine_decay_schedule(size.rate, updates, alpha=0.05)
+    vae = untrained(size)
     state = (vae, ADAM.init(eqx.filter(vae, eqx.is_array)), jnp.zeros((), int))
     if path.exists():
         state = eqx.tree_deserialise_leaves(path, state)
