@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    cells,
     certificate,
     classes,
     color,
@@ -36,12 +37,13 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
-        *(obstacles, color, digits, energy, step, throughput, latency, shards, many),
+        *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
         *(growth, hosts, fuzz),
     )
 }
 
 NEEDS_DATA = {
+    "cells": "single_cell/",
     "color": "color_transfer/pairs.csv",
     "digits": "mnist/ and fashion_mnist/",
     "w2": "w2_benchmark/",
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder that holds color_transfer/, mnist/, fashion_mnist/, w2_benchmark/",
+        help="folder that holds color_transfer/, mnist/, fashion_mnist/, single_cell/, w2_benchmark/",
     )
     parser.add_argument("--results", type=Path, help="where to write (default benchmarks/results)")
     given = parser.parse_args(arguments)

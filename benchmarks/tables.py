@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    cells,
     certificate,
     classes,
     color,
@@ -41,6 +42,7 @@ TABLES: dict[str, Callable[[Path], str | None]] = {
     "classes": classes.table,
     "color": color.table,
     "digits": digits.table,
+    "cells": cells.table,
     "obstacles": obstacles.table,
     "interpolation": interpolation.table,
     "interpolation-study": interpolation.study_table,

@@ -28,6 +28,7 @@ from brenier.costs import (
     price,
 )
 from brenier.errors import InputError
+from brenier.fit import Run
 from brenier.hamiltonian import forward_map, implicit_residual, pde_residual, velocity
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.networks import MLP
@@ -195,6 +196,23 @@ def test_the_frame_keeps_values_and_duals(cost):
     at_x, at_y = transport.dual_terms(jnp.asarray(x), jnp.asarray(y))
     # The minimum is found to the solver's tolerance, its value to the square of that.
     assert float(at_x.mean() + at_y.mean()) == pytest.approx(paid.mean(), rel=1e-4)
+
+
+def test_the_reported_cost_is_in_the_users_units():
+    """The exact potential of a cost with a length of its own, in the coordinates of a fit that reports on it."""
+    cost = Cosh(2.0)
+    x = np.random.default_rng(0).normal(size=(60, 2)) * 4.0 + [3.0, 1.0]
+    move = 0.7 * (x - x.mean(0))
+    problem, method = brenier.TransportProblem(x, x + move, cost), brenier.NCF(widths=(2,))
+    run = Run(problem, method, jax.random.key(0), 1, None, 0.0, False)
+    inner = run.inner.cost
+    w = Dilation(inner)
+    slices = EndSlices(w, w, jnp.zeros(()))
+    run.kept = CharacteristicTransport(HopfLaxPotential(slices, inner), Frame.identity(2), inner)
+    assert run.frame.scale > 3.0
+    paid = float(jnp.mean(jax.vmap(cost.lagrangian)(jnp.asarray(move))))
+    # The minimum is found to the solver's tolerance, its value to the square of that.
+    assert run._cost()["cost"] == pytest.approx(paid, rel=1e-4)
 
 
 def test_a_metric_has_a_moving_frame():

@@ -9,7 +9,7 @@ import pytest
 from brenier import points
 from brenier.errors import InputError, OutputError
 from brenier.files import check_output
-from brenier.points import read_blocks, read_points, write_points
+from brenier.points import read_blocks, read_points, write_into_cells, write_points
 
 TABLES = [".csv", ".tsv"]
 OPTIONAL = {".parquet": "pyarrow", ".h5ad": "anndata"}
@@ -259,6 +259,74 @@ def test_h5ad_entries(tmp_path):
     np.testing.assert_array_equal(read_points(f"{tmp_path}/x.h5ad:X_pca"), x[:, :2])
     with pytest.raises(InputError, match=r"'X_umap' .* found X_pca"):
         read_points(f"{tmp_path}/x.h5ad:X_umap")
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    """A file of nine cells at three times, in two entries of obsm."""
+    anndata = pytest.importorskip("anndata")
+    pandas = pytest.importorskip("pandas")
+    names = [f"cell{i}" for i in range(9)]
+    days = pandas.Categorical([0, 0, 2, 2, 2, 2, 7, 7, 7])
+    obs = pandas.DataFrame({"day": days, "type": list("aabbbbccc"), "age": 0.5}, index=names)
+    broken = np.where(np.arange(9)[:, None] == 3, np.nan, sample(9))
+    path = tmp_path_factory.mktemp("cells") / "x.h5ad"
+    anndata.AnnData(obs=obs, obsm={"X_pca": sample(9), "X_nan": broken}).write_h5ad(path)
+    return path
+
+
+@ANY_WARNING
+@pytest.mark.parametrize("choice", ["day=2", "day=2.0", "type=b"])
+def test_cells_are_chosen_by_a_column(cells, choice):
+    path = f"{cells}:X_pca:{choice}"
+    np.testing.assert_array_equal(read_points(path), sample(9)[2:6])
+    assert [len(block) for block in read_blocks(path, rows=4)] == [2, 2]
+
+
+@ANY_WARNING
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("X_umap", "entry 'X_umap' of obsm .* found X_nan, X_pca|found X_pca, X_nan"),
+        ("day=2", "a matrix X .* found none; choose an entry"),
+        ("X_pca:time=2", "column 'time' of obs .* found day, type, age"),
+        ("X_pca:day=3", "cells with day=3 .* found 0, 2, 7 in that column"),
+        ("X_pca:day", "'file.h5ad:entry:column=value', found 'day'"),
+        ("X_pca:day=", "found 'day='"),
+        ("X_nan", "NaN, .* 1 of 9 rows"),
+    ],
+)
+def test_cells_that_cannot_be_chosen(cells, key, message):
+    with pytest.raises(InputError, match=message):
+        read_points(f"{cells}:{key}")
+
+
+@ANY_WARNING
+def test_moved_cells_go_into_a_copy(cells, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    before, out = cells.read_bytes(), tmp_path / "out.h5ad"
+    facts = {"time": 0.5, "scores": {"energy": 0.1}, "seed": np.array([0, 3]), "inverse": False}
+    options = {"entry": "X_half", "facts": facts}
+    write_into_cells(out, iter([sample(4)]), source=f"{cells}:X_pca:day=2", **options)
+    assert cells.read_bytes() == before
+    found = anndata.read_h5ad(out)
+    np.testing.assert_array_equal(found.obsm["X_half"][2:6], sample(4))
+    assert np.isnan(found.obsm["X_half"][[0, 1, 6, 7, 8]]).all()
+    np.testing.assert_array_equal(found.obsm["X_pca"], sample(9))
+    assert list(found.obs["type"]) == list("aabbbbccc")
+    assert found.uns["brenier"]["X_half"]["scores"] == {"energy": 0.1}
+    assert found.uns["brenier"]["X_half"]["seed"].tolist() == [0, 3]
+    # Into the same file, beside the first and then in its place.
+    write_into_cells(out, iter([sample(9)]), source=out, entry="X_all", facts={})
+    write_into_cells(out, iter([sample(9)]), source=f"{out}:X_pca", **options)
+    found = anndata.read_h5ad(out)
+    np.testing.assert_array_equal(found.obsm["X_half"], found.obsm["X_all"])
+    assert set(found.uns["brenier"]) == {"X_half", "X_all"}
+    assert os.listdir(tmp_path) == ["out.h5ad"]
+    with pytest.raises(InputError, match=r"shape \(9, d\) for 'X_half'"):
+        write_into_cells(out, iter([sample(4)]), source=cells, **options)
+    with pytest.raises(InputError, match="without '/'"):
+        write_into_cells(out, iter([sample(9)]), source=cells, entry="a/b", facts={})
 
 
 def test_outputs_that_cannot_be_written(tmp_path):

@@ -57,8 +57,8 @@ def fit(
     return train(network)
 
 
-def transform(network: eqx.nn.MLP) -> Callable[[np.ndarray], np.ndarray]:
-    """The map of points (n, d) by the flow from 0 to 1, a chunk at a time, every point with steps of its own."""
+def transform(network: eqx.nn.MLP, until: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """The map of points (n, d) by the flow from 0 to `until`, a chunk at a time, every point with steps of its own."""
 
     def velocity(t, x, _):
         return network(jnp.concatenate([jnp.asarray(t, x.dtype)[None], x]))
@@ -68,7 +68,7 @@ def transform(network: eqx.nn.MLP) -> Callable[[np.ndarray], np.ndarray]:
             diffrax.ODETerm(velocity),
             diffrax.Tsit5(),
             t0=0.0,
-            t1=1.0,
+            t1=until,
             dt0=0.05,
             y0=x,
             stepsize_controller=diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE),

@@ -3,6 +3,7 @@
 import importlib.metadata
 
 from brenier import callbacks as callbacks
+from brenier import cells as cells
 from brenier import costs as costs
 from brenier import datasets as datasets
 from brenier import hamiltonian as hamiltonian

@@ -1,6 +1,7 @@
 """Files of points: NumPy, text tables, Parquet and AnnData, read and written by blocks of rows.
 
-A path may carry a key where a file holds several arrays: `cells.h5ad:X_pca`, `samples.npz:source`.
+A path may carry a key where a file holds several arrays: `cells.h5ad:X_pca`, `samples.npz:source`; and, of an `.h5ad`,
+which of the cells are meant: `cells.h5ad:X_pca:day=2`.
 Every defect of a file is one `InputError` naming the file and, in a table, the line and column.
 """
 
@@ -12,12 +13,14 @@ import importlib
 import itertools
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from brenier.cells import check_entry, entry_of, place, rows_where
 from brenier.errors import BrenierError, InputError, OutputError
 from brenier.files import PathLike, check_output, open_atomic
 from brenier.samplers import check_points
@@ -28,7 +31,12 @@ BLOCK_ROWS = 65_536
 Blocks = Iterator[np.ndarray]
 
 _TYPES = ".npy, .npz, .csv, .tsv, .parquet or .h5ad"
-_EXTRAS = {"pyarrow": "parquet", "pyarrow.parquet": "parquet", "anndata": "anndata"}
+_EXTRAS = {
+    "pyarrow": "parquet",
+    "pyarrow.parquet": "parquet",
+    "anndata": "anndata",
+    "h5py": "anndata",
+}
 
 
 def read_points(path: PathLike) -> np.ndarray:
@@ -40,7 +48,8 @@ def read_points(path: PathLike) -> np.ndarray:
         path: `.npy`; `.npz` (its only array, or the one named in `file.npz:name`); `.csv` or
             `.tsv` (with or without a line of column names); `.parquet` (needs the `parquet`
             extra); `.h5ad` (needs the `anndata` extra; `X`, or the entry of `obsm` named in
-            `file.h5ad:X_pca`).
+            `file.h5ad:X_pca`; of all cells, or of those with a value in a column of `obs`, as in
+            `file.h5ad:X_pca:day=2`).
 
     Returns:
         Finite float32 or float64 numbers, at least one row and one column. Integers become float64
@@ -154,6 +163,42 @@ def write_paths(path: PathLike, times: np.ndarray, points: np.ndarray) -> None:
             handle.write(("\n".join(map(",".join, rows.tolist())) + "\n").encode())
 
 
+def write_into_cells(
+    path: PathLike, blocks: Iterable[np.ndarray], *, source: PathLike, entry: str, facts: Any
+) -> None:
+    """Write a copy of an `.h5ad` with one more entry of `obsm`, atomically.
+
+    Nothing else of the file is loaded, or changed.
+
+    Args:
+        path: `.h5ad`; it may be the file of `source` itself.
+        blocks: points of shape (m, d), a row for each cell that `source` stands for, in successive
+            blocks of rows. The other cells have NaN.
+        source: `.h5ad`, with its key: `cells.h5ad:X_pca:day=2`.
+        entry: the new entry's name. One of this name is replaced.
+        facts: what becomes `uns["brenier"][entry]`; see `brenier.cells.provenance`.
+
+    Raises:
+        InputError: the source cannot be read, or the name holds a `/`.
+        OutputError: the file cannot be written.
+    """
+    file, key = _locate(source)
+    anndata, h5py = optional("anndata", file), optional("h5py", file)
+    points = np.concatenate(list(blocks))
+    with open_h5ad(file) as cells:
+        where = split_choice(key)[1]
+        chosen = None if where is None else rows_where(cells, where, f"'{file}'")
+        placed = place(points, cells.n_obs, chosen, check_entry(entry))
+    with open_atomic(path) as handle:
+        with open(file, "rb") as original:
+            shutil.copyfileobj(original, handle)
+        with h5py.File(handle, "r+") as copy:
+            anndata.io.write_elem(copy["obsm"], entry, placed)
+            if "brenier" not in copy["uns"]:
+                anndata.io.write_elem(copy["uns"], "brenier", {})
+            anndata.io.write_elem(copy["uns/brenier"], entry, facts)
+
+
 def check_paths_output(path: PathLike) -> None:
     """`check_output` for a file of paths, of a known type."""
     if Path(path).suffix.lower() not in (".npz", ".csv"):
@@ -170,18 +215,23 @@ def check_points_output(path: PathLike) -> None:
     if suffix not in _WRITERS:
         raise InputError(f"Expected an output file of type {_TYPES}, found '{path}'; rename it.")
     if suffix == ".parquet":
-        _optional("pyarrow.parquet", path)
+        optional("pyarrow.parquet", path)
     elif suffix == ".h5ad":
-        _optional("anndata", path)
+        optional("anndata", path)
     check_output(path)
 
 
-def _locate(path: PathLike) -> tuple[Path, str | None]:
-    """The file and the key within it (`file.npz:key`), or the reason why it cannot hold points."""
-    file, key = Path(path), None
+def split_key(path: PathLike) -> tuple[Path, str | None]:
+    """The file and the key within it: `file.npz:key`."""
     keyed = re.fullmatch(r"(.+\.(?:npz|h5ad)):(.+)", str(path), re.IGNORECASE)
-    if keyed and not file.exists():
-        file, key = Path(keyed[1]), keyed[2]
+    if keyed and not Path(path).exists():
+        return Path(keyed[1]), keyed[2]
+    return Path(path), None
+
+
+def _locate(path: PathLike) -> tuple[Path, str | None]:
+    """The file and the key within it, or the reason why it cannot hold points."""
+    file, key = split_key(path)
     if file.suffix.lower() not in _READERS:
         raise InputError(f"Expected a file of points of type {_TYPES}, found '{file}'; convert it.")
     if not file.exists():
@@ -227,7 +277,8 @@ def reading(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _optional(module: str, file: Path) -> Any:
+def optional(module: str, file: Path) -> Any:
+    """A module of an extra; `InputError` with the extra's name where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -329,8 +380,8 @@ def _is_number(cell: str) -> bool:
 @contextlib.contextmanager
 def open_parquet(file: Path) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile` whose columns are numbers; `InputError` where it is none."""
-    parquet = _optional("pyarrow.parquet", file)
-    arrow = _optional("pyarrow", file)
+    parquet = optional("pyarrow.parquet", file)
+    arrow = optional("pyarrow", file)
     with reading(file), parquet.ParquetFile(file) as table:
         for column in table.schema_arrow:
             kind = column.type
@@ -355,26 +406,42 @@ def _read_parquet(file: Path, key: str | None, rows: int) -> Iterator[np.ndarray
 
 
 def _read_h5ad(file: Path, key: str | None, rows: int) -> Iterator[Any]:
-    anndata = _optional("anndata", file)
+    with open_h5ad(file) as cells:
+        name, where = split_choice(key)
+        array = entry_of(cells, name, f"'{file}'")
+        chosen = None if where is None else rows_where(cells, where, f"'{file}'")
+        for start in range(0, array.shape[0], rows):
+            block = array[start : start + rows]
+            if chosen is not None:
+                block = block[chosen[start : start + rows]]
+            if block.shape[0]:
+                yield block.toarray() if hasattr(block, "toarray") else block
+
+
+@contextlib.contextmanager
+def open_h5ad(file: Path) -> Iterator[Any]:
+    """An `anndata.AnnData` whose `X` stays on disk; `InputError` where the file holds none."""
+    anndata = optional("anndata", file)
     with reading(file):
         cells = anndata.read_h5ad(file, backed="r")
         try:
-            if key is not None and key not in cells.obsm:
-                raise InputError(
-                    f"Expected an entry '{key}' of obsm in '{file}', "
-                    f"found {', '.join(cells.obsm) or 'none'}."
-                )
-            array: Any = cells.X if key is None else cells.obsm[key]
-            if array is None:
-                raise InputError(
-                    f"Expected a matrix X in '{file}', found none; "
-                    f"choose an entry of obsm as '{file}:name'."
-                )
-            for start in range(0, array.shape[0], rows):
-                block = array[start : start + rows]
-                yield block.toarray() if hasattr(block, "toarray") else block
+            yield cells
         finally:
             cells.file.close()
+
+
+def split_choice(key: str | None) -> tuple[str | None, tuple[str, str] | None]:
+    """The entry and the choice of cells in `X_pca:day=2`, `X_pca`, `day=2` or nothing."""
+    name, _, choice = (key or "").partition(":")
+    if "=" in name and not choice:
+        name, choice = "", name
+    column, sign, value = choice.partition("=")
+    if choice and not (column and sign and value):
+        raise InputError(
+            f"Expected the cells of an .h5ad as 'file.h5ad:entry:column=value', found '{choice}' "
+            "after the entry."
+        )
+    return name or None, (column, value) if choice else None
 
 
 _READERS: dict[str, Callable[[Path, str | None, int], Iterator[Any]]] = {

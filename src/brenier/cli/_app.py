@@ -19,7 +19,7 @@ app = typer.Typer(
     cls=Commands,
     help="Neural optimal transport through Hamilton-Jacobi equations.",
     epilog="Points: .npy, .npz, .csv, .tsv, .parquet, .h5ad (one array of several: file.npz:name, "
-    "file.h5ad:X_pca). "
+    "file.h5ad:X_pca; some of the cells: file.h5ad:X_pca:day=2). "
     "Exit status: 0 done, 1 the work failed, 2 the input or the arguments are wrong, 3 another process of the fit "
     "was lost.",
     add_completion=False,
@@ -348,7 +348,13 @@ def fit(
 def transport(
     map_file: MapFile,
     points: Annotated[str, typer.Argument(metavar="POINTS", help="Points to move.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write them.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write them; of cells in .h5ad a copy with one more entry of obsm: file.h5ad:X_moved.",
+        ),
+    ],
     inverse: Annotated[
         bool, typer.Option("--inverse", help="POINTS are of the target: move them back.")
     ] = False,
@@ -366,27 +372,46 @@ def transport(
 
     They are worked through in blocks, so that memory does not grow with their number.
     """
-    from brenier.points import check_points_output, read_blocks, write_points
+    from brenier.cells import ENTRY, check_entry, provenance
+    from brenier.points import (
+        check_points_output,
+        read_blocks,
+        split_key,
+        write_into_cells,
+        write_points,
+    )
 
+    into_cells = all(split_key(path)[0].suffix.lower() == ".h5ad" for path in (points, out))
+    entry = ENTRY
+    if into_cells:
+        file, name = split_key(out)
+        out, entry = file, check_entry(name or ENTRY)
     check_points_output(out)
     blocks = read_blocks(points)
 
     import brenier
 
     keep_compiled()
-    transport = brenier.load(map_file).transport
+    solution = brenier.load(map_file)
     count = 0
 
     def moved() -> Any:
         nonlocal count
         for number, block in enumerate(blocks):
-            yield _mover(_with_seed(transport, number), inverse, time)(block)
+            yield _mover(_with_seed(solution.transport, number), inverse, time)(block)
             count += len(block)
 
-    write_points(out, moved())
+    if into_cells:
+        facts = provenance(solution, points=points, inverse=inverse, time=time)
+        write_into_cells(out, moved(), source=points, entry=entry, facts=facts)
+    else:
+        write_points(out, moved())
     _report(
-        {"files": [str(out)], "points": count},
-        lambda: f"Moved {count} points.\nWrote {out}.",
+        {"files": [str(out)], "points": count} | ({"entry": entry} if into_cells else {}),
+        lambda: (
+            f"Moved {count} points.\nWrote {out}"
+            + (f", where they are obsm['{entry}']." if into_cells else ".")
+        ),
         as_json,
         quiet,
     )
