@@ -40,7 +40,15 @@ def short_runs_may_be_bad():
         yield
 
 
-@pytest.fixture(scope="module", params=METHODS, ids=lambda name: name)
+# The published preset runs the same code, and its options are tried below.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name == "ncf published" else name
+        for name in METHODS
+    ],
+    ids=lambda name: name,
+)
 def solved(request):
     method = METHODS[request.param]
     with warnings.catch_warnings():
