@@ -119,6 +119,8 @@ def draw(records: list[Record]) -> matplotlib.figure.Figure:
             sizes, found = _column(records, grows, name)
             ax = axes[row, column]
             ax.loglog(sizes, found, "o-")
+            if sizes[-1] / sizes[0] < 100:
+                ax.set_xscale("log", base=2)  # of a few doublings
             ax.set_title(f"exponent {_exponent(sizes, found):.2f}", fontsize="medium")
             ax.grid(alpha=0.3)
         axes[1, column].set_xlabel(WORDS[grows])
