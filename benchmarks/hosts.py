@@ -57,7 +57,7 @@ def _measure(
     assert _ended(_started(folder, "calm", count, steps)) == [0] * count
     calm = time.perf_counter() - began
     exact = brenier.load(folder / "calm.brenier")
-    same, stopped, told = 0, [], 0
+    same, stopped, told = 0.0, [], 0.0
     for kill in range(kills):
         name = f"kill-{kill}"
         processes = _started(folder, name, count, steps)
@@ -74,7 +74,7 @@ def _measure(
         found = brenier.load(folder / f"{name}.brenier")
         images = found.transport.forward(x), exact.transport.forward(x)
         same += bool((images[0] == images[1]).all())
-    scores = {"kills": float(kills), "same_bits": float(same), "right_status": float(told)}
+    scores = {"kills": float(kills), "same_bits": same, "right_status": told}
     return scores, {"undisturbed": calm, "until_stopped": max(stopped)}
 
 
