@@ -221,7 +221,7 @@ def test_fit_passes_its_options_on(points, exact_map, monkeypatch):
 
 def test_fit_around_walls_then_follow(points, walls):
     found = result_of(
-        *("fit", "x.npy", "y.npy", "--out", "m.brenier", "--method", "hota", "--steps", 25),
+        *("fit", "x.npy", "y.npy", "--out", "m.brenier", "--method", "hota", "--steps", 5),
         *("--state-cost", walls, *EXTENT, "--wall-height", 30, "--noise", 0.05, "-q"),
     )
     assert found["info"]["noise"] == 0.05
@@ -812,7 +812,9 @@ def test_warnings_are_one_line_on_stderr(points, exact_map, monkeypatch):
 
 
 def start(*arguments, **settings):
-    code = "import sys; sys.argv[0] = 'brenier'; from brenier.cli import main; main()"
+    # Whoever starts the tests in the background may have Ctrl-C ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "import sys; sys.argv[0] = 'brenier'; from brenier.cli import main; main()"
     environment = os.environ | {"TERM": "xterm", "JAX_ENABLE_X64": "1"}  # as in this process
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], text=True, env=environment, **settings

@@ -90,10 +90,8 @@ def test_same_key_same_bits(solved):
     assert np.abs(other.transport.forward(SOURCE) - solution.transport.forward(SOURCE)).max() > 0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "hjpinn" else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_jitted_equals_eager(name):
     method = METHODS[name]
     key = jax.random.key(0)
@@ -217,7 +215,9 @@ def test_results_act_on_numpy_and_jax_alike(solved):
     "options",
     [
         {"network": "mlp", "widths": (16, 16)},
-        {"network": "resnet", "widths": None, "objective": "energy"},
+        pytest.param(
+            {"network": "resnet", "widths": None, "objective": "energy"}, marks=pytest.mark.slow
+        ),
         {"collocation": "mix", "objective": "energy"},
         {"statistic": "V", "objective": "energy"},
         {"optimizer": optax.adam(1e-3), "objective": "energy"},

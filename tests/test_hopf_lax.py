@@ -182,6 +182,7 @@ def test_training_finds_both_maps(pair_coordinates):
     assert abs(solution.scores["cost"] - exact.cost) < 4 * solution.scores["cost_standard_error"]
 
 
+@pytest.mark.slow
 def test_far_modes_do_not_make_the_dual_run_away():
     """Where no foot is found the discrete dual of the batch stands in, and bounds the value."""
     rng = np.random.default_rng(0)
