@@ -52,20 +52,16 @@ _FINAL_RATE = 1e-2
 _AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
-_LONGEST_STRAY = (
-    2.0  # in units of what noise does in the whole time; a jump to elsewhere is not noise
-)
+# In units of what noise does in the whole time; a jump to elsewhere is not noise.
+_LONGEST_STRAY = 2.0
 _PROBES, _FEW_PROBES = 16, 4  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
 _NEWTON_STEPS = 2
-_SPLICES = (
-    1,
-    4,
-)  # powers of the share of time by which a piece of another path is bent to this one's ends
-_LEAST_GAIN = (
-    1e-2  # by which another path has to be cheaper; what gains less is left to Newton's steps
-)
+# Powers of the share of time by which a piece of another path is bent to this one's ends.
+_SPLICES = (1, 4)
+# By which another path has to be cheaper; what gains less is left to Newton's steps.
+_LEAST_GAIN = 1e-2
 _VALUE_WEIGHT = 0.1
 _PLACES = 1024  # on paths, at which the potential is fitted
 

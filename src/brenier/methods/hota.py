@@ -175,7 +175,8 @@ class HOTA(PresetMethod[Any]):
         target_decay: of `ū`; 0 for `ū = u`.
         balancing: whether the gradient of the residual is scaled to that of `m`.
         replay: whether collocation points come from the buffer; otherwise from straight lines throughout.
-        annealing: share of the run in which the state cost grows to its full size, or its blur narrows.
+        annealing: share of the run in which the state cost grows to its full size; of paths, in which its blur narrows
+            and their ends are drawn to the target.
         margin: distance, in units of the data's spread, at which obstacles are felt already; of paths, the last blur.
         mean_shift: whether a closed-form translation by the difference of means is part of `u`.
         scale_inputs: centre and scale the data by one common scalar.
