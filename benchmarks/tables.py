@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,21 +73,18 @@ def rewrite(results: Path = RESULTS, root: Path = ROOT) -> None:
     """Fills in every marked table of the README and of `docs/*.md`."""
     for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
         old = page.read_text()
-        new = fill(old, results, page.name)
+        new = fill(old, results)
         if new != old:
             page.write_text(new)
             print(f"{page.relative_to(root)}: rewritten")
 
 
-def fill(text: str, results: Path, name: str = "text") -> str:
-    """`text` with its marked tables replaced; a table without results is left as it is."""
+def fill(text: str, results: Path) -> str:
+    """`text` with its marked tables replaced; one without results says so."""
 
     def table(match: re.Match[str]) -> str:
         start, which, end = match.groups()
-        content = TABLES[which](results) if which in TABLES else None
-        if not content:
-            print(f"{name}: nothing to show for table {which}, left as it is", file=sys.stderr)
-            return match.group()
+        content = TABLES[which](results) or "*No results are recorded yet.*"
         return f"{start}{content}\n{end}"
 
     return _MARKED.sub(table, text)
