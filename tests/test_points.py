@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -371,3 +372,11 @@ def test_a_file_can_be_replaced_while_it_is_read(tmp_path):
     write_points(tmp_path / "x.npy", x)
     write_points(tmp_path / "x.npy", (2 * block for block in read_blocks(tmp_path / "x.npy", 3)))
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), 2 * x)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the computing of a process has no limit there")
+def test_h5ad_that_hdf5_does_not_come_back_from(cells, monkeypatch):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass"
+    monkeypatch.setattr(points, "_WALK", limited)
+    with pytest.raises(InputError, match=r"'.*x\.h5ad', found one so damaged that reading it does"):
+        read_points(f"{cells}:X_pca")

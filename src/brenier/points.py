@@ -14,6 +14,8 @@ import itertools
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -422,12 +424,38 @@ def _read_h5ad(file: Path, key: str | None, rows: int) -> Iterator[Any]:
 def open_h5ad(file: Path) -> Iterator[Any]:
     """An `anndata.AnnData` whose `X` stays on disk; `InputError` where the file holds none."""
     anndata = optional("anndata", file)
+    if _stops_hdf5(file):
+        raise InputError(
+            f"Expected an .h5ad file of points at '{file}', found one so damaged that reading it does not end; "
+            "write it again."
+        )
     with reading(file):
         cells = anndata.read_h5ad(file, backed="r")
         try:
             yield cells
         finally:
             cells.file.close()
+
+
+_WALK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+import h5py
+with h5py.File(sys.argv[1]) as file:
+    file.visititems(lambda name, item: [item.attrs[key] for key in item.attrs] and None)
+"""
+
+
+def _stops_hdf5(file: Path) -> bool:
+    """Whether HDF5 crashes, or computes for seconds, on what describes the arrays of a file.
+
+    In a damaged heap its C library can loop without end, and no thread or signal gets through to it: only
+    a process of its own can be stopped. One that fails otherwise fails again, and says why, where the file is read.
+    """
+    if sys.platform == "win32":  # no limit on the computing of a process
+        return False
+    command = [sys.executable, "-c", _WALK, str(file)]
+    return subprocess.run(command, capture_output=True, check=False).returncode < 0
 
 
 def split_choice(key: str | None) -> tuple[str | None, tuple[str, str] | None]:
