@@ -14,6 +14,7 @@ from benchmarks import (
     classes,
     color,
     costs,
+    defaults,
     digits,
     energy,
     fuzz,
@@ -37,6 +38,7 @@ EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
+        defaults,
         *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
         *(growth, hosts, fuzz),
     )
@@ -45,6 +47,7 @@ EXPERIMENTS = {
 NEEDS_DATA = {
     "cells": "single_cell/",
     "color": "color_transfer/pairs.csv",
+    "defaults": "color_transfer/, single_cell/ and w2_benchmark/",
     "digits": "mnist/ and fashion_mnist/",
     "w2": "w2_benchmark/",
 }
