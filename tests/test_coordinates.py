@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brenier.coordinates import Frame, FramedPotential
+from brenier.coordinates import Frame, FramedPotential, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import implicit_residual, pde_residual
@@ -100,3 +100,9 @@ def test_a_large_offset_keeps_its_digits_in_float64():
 def test_points_without_spread_get_a_usable_scale():
     x = np.full((10, 2), 7.0)
     assert Frame.from_samples(x, x, galilean=True).scale == 1.0
+
+
+def test_pair_coordinates_of_fewer_samples_than_dimensions_stretch_little():
+    x, y = np.random.default_rng(0).normal(size=(2, 30, 40))
+    stretch = np.linalg.eigvalsh(PairCoordinates.from_samples(x - x.mean(0), y - y.mean(0)).root)
+    assert stretch.max() / stretch.min() < 2.0  # 33 without shrinking

@@ -233,6 +233,9 @@ class Run:
 
     def _decide(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
         plan = self.plan
+        if plan.step == 0 and self.method.converges:
+            # From few samples the start, such as the linear map, can be better than all that follows.
+            self._validate(lambda: self.kept)
         plan.step, plan.chunk = plan.step + plan.count, plan.chunk + 1
         if not np.isfinite(metrics["loss"]):
             plan.reason = "diverged"

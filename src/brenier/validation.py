@@ -21,7 +21,8 @@ from brenier.transport import Transport
 from brenier.typing import Key
 
 MAX_HELD_OUT = 2048
-MIN_HELD_OUT = 32
+MIN_HELD_OUT = 32  # or a quarter of the points, where that is less
+FEWEST = 8
 MIN_OF_CLASS = 4
 WAYS = ("forward", "backward")
 
@@ -29,12 +30,15 @@ WAYS = ("forward", "backward")
 def hold_out(sampler: Sampler, share: float, seed: int) -> tuple[Sampler, np.ndarray | None]:
     """Split off `share` of a sampler's points, at most `MAX_HELD_OUT`; `None` where it would be too few.
 
-    With classes, as many of each, and `share` of the smallest.
+    Of few points a larger share: those are the ones that a map learns by heart. With classes, as many of each, and
+    `share` of the smallest.
     """
     available, blocks = sampler.evenly, max(len(sampler.classes), 1)
-    n = MAX_HELD_OUT if available is None else min(int(share * available), MAX_HELD_OUT)
+    n = MAX_HELD_OUT
+    if available is not None:
+        n = min(max(int(share * available), min(MIN_HELD_OUT, available // 4)), MAX_HELD_OUT)
     n -= n % blocks
-    if share == 0.0 or n < max(MIN_HELD_OUT, MIN_OF_CLASS * blocks):
+    if share == 0.0 or n < max(FEWEST, MIN_OF_CLASS * blocks):
         return sampler, None
     return sampler.split(n, seed)
 

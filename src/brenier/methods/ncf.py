@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
@@ -35,6 +37,7 @@ DUAL: dict[str, Any] = {
 """What the dual takes in place of the default preset's values."""
 
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
+_ENOUGH = 0.9  # share of the feet that all have to wait for; the others are solved on their own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,20 +239,22 @@ class NCF(CharacteristicMethod):
             at_proposed = jnp.where(_nearest(x, proposed, classes) == own, at_proposed, jnp.inf)
         better = jnp.min(discrete, axis=0) < at_proposed
         start = jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed)
-        solved = solve_feet(
+        solve = partial(
+            solve_feet,
             u.start,
             cost,
-            y,
-            start,
             tolerance=tolerance,
-            enough=0.98,
             max_iterations=self.foot_iterations,
         )
-        feet, found = solved.points, solved.misses <= _UNSOLVED * tolerance
+        first = solve(y, start, enough=_ENOUGH)
+        _, late = jax.lax.top_k(first.misses, int(np.ceil((1.0 - _ENOUGH) * len(y))))
+        second = solve(y[late], first.points[late])
+        feet = first.points.at[late].set(second.points)
+        found = first.misses.at[late].set(second.misses) <= _UNSOLVED * tolerance
         if classes:
             stayed = _nearest(x, feet, classes) == _blocks(y, classes)
             feet, found = jnp.where(stayed[:, None], feet, start), found & stayed
-        return feet, found.astype(x.dtype), solved.iterations
+        return feet, found.astype(x.dtype), first.iterations
 
     def extract(
         self, problem: TransportProblem, state: CharacteristicState, frame: Frame
