@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
-from brenier.hamiltonian import backward_map, implicit_residual
+from brenier.hamiltonian import implicit_residual, value_and_momentum
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
 from brenier.methods._characteristic import CharacteristicMethod, CharacteristicState
@@ -175,7 +175,8 @@ class NCF(CharacteristicMethod):
         y: Float[Array, "m d"],
         classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
+        momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
+        preimages = y - jax.vmap(cost.grad_hamiltonian)(momenta)
         at_x = _at_start(u, x)
         tolerance = self.foot_tolerance * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
         # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
@@ -193,14 +194,19 @@ class NCF(CharacteristicMethod):
         moves = jax.vmap(cost.static)(feet, y)
         weight = found / jnp.maximum(jnp.sum(found), 1.0)
         dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
-        proposal = weight @ jnp.sum((preimages - feet) ** 2, axis=1)
+        miss = jax.lax.stop_gradient(feet - preimages)
+        proposal = weight @ jnp.sum(miss**2, axis=1)
+        # Of |∇H(p) - v|², for the move v that was found, the gradient in the network's p would have the factor ∇²H,
+        # infinite at p = 0 or steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is the miss itself, and
+        # for the quadratic cost both are one.
+        pull = 2.0 * (weight @ jnp.sum(miss * momenta, axis=1))
         values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
         tie = weight @ (values + jax.lax.stop_gradient(u.level)) ** 2
         level = weight @ (jax.lax.stop_gradient(values) + u.level) ** 2
-        loss = -dual + proposal + self.hj_weight * tie + level
-        return loss, {
-            "loss": loss,
+        others = -dual + self.hj_weight * tie + level
+        return others + pull, {
+            "loss": others + proposal,
             "dual": dual,
             "proposal": proposal,
             "hj": tie,
