@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
-from brenier.hamiltonian import implicit_residual, value_and_momentum
+from brenier.hamiltonian import implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
 from brenier.methods._characteristic import CharacteristicMethod, CharacteristicState
