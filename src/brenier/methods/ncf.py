@@ -51,8 +51,9 @@ class NCF(CharacteristicMethod):
         E_ν u(1, y) - E_μ u(0, x),    u(1, y) = min_x [u(0, x) + c(x, y)]    (Hopf–Lax)
 
     over the slice at t = 0. The slice at t = 1 proposes the minimisers, `S(y)`; a batch solver finishes them; the slice
-    then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. The potential in
-    between follows from its ends.
+    then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. For other costs the
+    first is `2 E [H(p) + L(v) - p·v]` with `p = ∇u(1, y)`, `v = y - x(y)`, which is convex in `p` and does not grow with the
+    slope of `∇H`. The potential in between follows from its ends.
 
     Samples with class labels move within their class: the energy distance is the mean over the classes of their own
     (section "class-conditional"), and the minimum of the dual is over the own class. The potential has no label as
@@ -176,7 +177,7 @@ class NCF(CharacteristicMethod):
         classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
-        preimages = y - jax.vmap(cost.grad_hamiltonian)(momenta)
+        preimages = jax.lax.stop_gradient(y - jax.vmap(cost.grad_hamiltonian)(momenta))
         at_x = _at_start(u, x)
         tolerance = self.foot_tolerance * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
         # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
@@ -185,7 +186,7 @@ class NCF(CharacteristicMethod):
                 *jax.lax.stop_gradient((u, x, at_x)),
                 cost,
                 y,
-                jax.lax.stop_gradient(preimages),
+                preimages,
                 tolerance,
                 classes,
             )
@@ -194,11 +195,11 @@ class NCF(CharacteristicMethod):
         moves = jax.vmap(cost.static)(feet, y)
         weight = found / jnp.maximum(jnp.sum(found), 1.0)
         dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
-        miss = jax.lax.stop_gradient(feet - preimages)
+        miss = feet - preimages
         proposal = weight @ jnp.sum(miss**2, axis=1)
-        # Of |∇H(p) - v|², for the move v that was found, the gradient in the network's p would have the factor ∇²H,
-        # infinite at p = 0 or steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is the miss itself, and
-        # for the quadratic cost both are one.
+        # Of the squared miss |∇H(p) - v|², with the move v that was found, the gradient in p has the factor ∇²H, infinite
+        # at p = 0 for some costs and steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is twice the miss,
+        # and for the quadratic cost both are one.
         pull = 2.0 * (weight @ jnp.sum(miss * momenta, axis=1))
         values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
