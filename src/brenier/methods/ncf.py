@@ -52,8 +52,8 @@ class NCF(CharacteristicMethod):
 
     over the slice at t = 0. The slice at t = 1 proposes the minimisers, `S(y)`; a batch solver finishes them; the slice
     then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. For other costs the
-    first is `2 E [H(p) + L(v) - p·v]` with `p = ∇u(1, y)`, `v = y - x(y)`, which is convex in `p` and does not grow with the
-    slope of `∇H`. The potential in between follows from its ends.
+    first is `2 E [H(p) + L(v) - p·v]` with `p = ∇u(1, y)` and `v = y - x(y)`, convex in `p`. The potential in between
+    follows from its ends.
 
     Samples with class labels move within their class: the energy distance is the mean over the classes of their own
     (section "class-conditional"), and the minimum of the dual is over the own class. The potential has no label as
@@ -197,9 +197,9 @@ class NCF(CharacteristicMethod):
         dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
         miss = feet - preimages
         proposal = weight @ jnp.sum(miss**2, axis=1)
-        # Of the squared miss |∇H(p) - v|², with the move v that was found, the gradient in p has the factor ∇²H, infinite
-        # at p = 0 for some costs and steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is twice the miss,
-        # and for the quadratic cost both are one.
+        # Of the squared miss |∇H(p) - v|², with the move v that was found, the gradient in p has the factor ∇²H, which
+        # for some costs is infinite at p = 0 or steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is
+        # twice the miss; for the quadratic cost both are one.
         pull = 2.0 * (weight @ jnp.sum(miss * momenta, axis=1))
         values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
