@@ -2,7 +2,8 @@
 
 On the line a Gaussian to two overlapping modes, by the quantile map; in the plane a Gaussian to one of twice its size,
 by `T(x) = 2x`. Both are optimal for every convex cost, the dilation because its potential `u(0, x) = L(x)` is convex.
-The error is the root mean square distance to the exact image over the target's standard deviation.
+The error is the root mean square distance to the exact image over the target's standard deviation. The dilation
+estimated from the moments of `n` samples is off by `√(3.5 / n)`: .84 % of 50 000, .30 % of the 400 000 here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from brenier.costs import Cost
 from brenier.datasets import ExactProblem
 from brenier.metrics import uvp
 
-SAMPLES, FRESH = 50_000, 2**13
+SAMPLES, FRESH = 400_000, 2**13
 STEPS = 2000
 RATIO = 2.0
 
@@ -97,6 +98,9 @@ def fit(
         steps=4 if quick else STEPS,
         early_stopping=False,
     )
+    # What the exact map pays for the samples themselves: of fresh ones the mean is another by a per cent or two.
+    moves = jnp.asarray(problem.forward(x) - x)
+    paid = float(jnp.mean(jax.vmap(cost.lagrangian)(moves)))
     x, y = (
         np.asarray(side(key, FRESH), np.float64)
         for side, key in zip((problem.source, problem.target), keys[2:4], strict=True)
@@ -108,9 +112,6 @@ def fit(
     }
     # UVP is the square of the relative error, in per cent.
     scores = {f"rms_{way}": 10.0 * np.sqrt(uvp(*pair)) for way, pair in ways.items()}
-    paid = float(
-        np.mean(np.asarray(jax.vmap(cost.lagrangian)(jnp.asarray(ways["forward"][1] - x))))
-    )
     if "cost" in solution.scores:
         scores["dual_gap"] = 100.0 * abs(solution.scores["cost"] / paid - 1.0)
     info = solution.info

@@ -161,6 +161,28 @@ def test_feet(name):
     np.testing.assert_allclose(feet.points, x, atol=1e-5)
 
 
+class Tilt(eqx.Module):
+    momentum: jax.Array
+
+    def __call__(self, t, x):
+        return self.momentum @ x
+
+
+def test_the_pull_on_a_proposal_is_how_far_it_is_off():
+    """Not that times the slope of the velocity, here 10 and without a bound at rest."""
+    cost = Power(3)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(12, 2)))
+    method = brenier.NCF(foot_tolerance=1e-9, foot_iterations=500, hj_weight=0.0)
+    p = jnp.asarray([0.01, 0.0])
+
+    def loss(p):
+        slices = EndSlices(Dilation(cost), Tilt(p), jnp.zeros(()))
+        return method._dual_loss(slices, cost, x, 1.7 * x, 0)[0]
+
+    off = cost.grad_hamiltonian(p) - 0.7 * x.mean(0)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(p), 2 * off, atol=1e-7)
+
+
 @pytest.mark.parametrize(("cost", "degree"), [(Power(3), 3), (SquaredNorm(4), 2), (Cosh(), None)])
 def test_units_of_length(cost, degree):
     v = jnp.asarray([0.4, -0.9])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
-from brenier.hamiltonian import backward_map, implicit_residual
+from brenier.hamiltonian import implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
 from brenier.methods._characteristic import CharacteristicMethod, CharacteristicState
@@ -54,8 +54,9 @@ class NCF(CharacteristicMethod):
         E_ν u(1, y) - E_μ u(0, x),    u(1, y) = min_x [u(0, x) + c(x, y)]    (Hopf–Lax)
 
     over the slice at t = 0. The slice at t = 1 proposes the minimisers, `S(y)`; a batch solver finishes them; the slice
-    then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. The potential in
-    between follows from its ends.
+    then learns those that were found, `E |S(y) - x(y)|²`, and its value, `hj_weight E r²` at t = 1. For other costs the
+    first is `2 E [H(p) + L(v) - p·v]` with `p = ∇u(1, y)` and `v = y - x(y)`, convex in `p`. The potential in between
+    follows from its ends.
 
     Samples with class labels move within their class: the energy distance is the mean over the classes of their own
     (section "class-conditional"), and the minimum of the dual is over the own class. The potential has no label as
@@ -178,7 +179,8 @@ class NCF(CharacteristicMethod):
         y: Float[Array, "m d"],
         classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        preimages = jax.vmap(lambda y: backward_map(u.end, cost, y))(y)
+        momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
+        preimages = jax.lax.stop_gradient(y - jax.vmap(cost.grad_hamiltonian)(momenta))
         at_x = _at_start(u, x)
         tolerance = self.foot_tolerance * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
         # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
@@ -187,7 +189,7 @@ class NCF(CharacteristicMethod):
                 *jax.lax.stop_gradient((u, x, at_x)),
                 cost,
                 y,
-                jax.lax.stop_gradient(preimages),
+                preimages,
                 tolerance,
                 classes,
             )
@@ -196,14 +198,19 @@ class NCF(CharacteristicMethod):
         moves = jax.vmap(cost.static)(feet, y)
         weight = found / jnp.maximum(jnp.sum(found), 1.0)
         dual = jnp.mean(at_feet + moves) - jnp.mean(at_x)
-        proposal = weight @ jnp.sum((preimages - feet) ** 2, axis=1)
+        miss = feet - preimages
+        proposal = weight @ jnp.sum(miss**2, axis=1)
+        # Of the squared miss |∇H(p) - v|², with the move v that was found, the gradient in p has the factor ∇²H, which
+        # for some costs is infinite at p = 0 or steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is
+        # twice the miss; for the quadratic cost both are one.
+        pull = 2.0 * (weight @ jnp.sum(miss * momenta, axis=1))
         values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
         tie = weight @ (values + jax.lax.stop_gradient(u.level)) ** 2
         level = weight @ (jax.lax.stop_gradient(values) + u.level) ** 2
-        loss = -dual + proposal + self.hj_weight * tie + level
-        return loss, {
-            "loss": loss,
+        others = -dual + self.hj_weight * tie + level
+        return others + pull, {
+            "loss": others + proposal,
             "dual": dual,
             "proposal": proposal,
             "hj": tie,
