@@ -119,11 +119,13 @@ def _drive(runs: Sequence[Run]) -> None:
             drive([run for stack in share for run in stack.runs], chunk)
 
     with ThreadPoolExecutor(cores) as pool:
-        working = [pool.submit(work, stacks[core::cores]) for core in range(cores)]
-        # Python tells the main thread alone of Ctrl-C.
-        with contextlib.suppress(KeyboardInterrupt):
-            wait(working, return_when=FIRST_EXCEPTION)
-        interrupted.set()
+        try:
+            working = [pool.submit(work, stacks[core::cores]) for core in range(cores)]
+            # Python tells the main thread alone of Ctrl-C.
+            with contextlib.suppress(KeyboardInterrupt):
+                wait(working, return_when=FIRST_EXCEPTION)
+        finally:
+            interrupted.set()
     for share in working:
         share.result()
 
