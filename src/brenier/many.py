@@ -1,4 +1,4 @@
-"""Many problems of one kind, solved at once by one compiled program."""
+"""Many problems of one kind, solved at once: stacked in one compiled program, and on all cores."""
 
 from __future__ import annotations
 
