@@ -143,7 +143,7 @@ class _Stack:
         self.alone = width == 1
         if not self.alone:
             self.missing = width - len(runs)
-            self.state = _stacked([run.state for run in (*runs, *runs[-1:] * self.missing)])
+            self.state = _stacked([run.state for run in (*runs, *[runs[-1]] * self.missing)])
             for run in runs:
                 run.state = None
             self.inputs: list[Any] = [None] * len(runs)

@@ -23,22 +23,19 @@ def muon(learning_rate: float) -> optax.GradientTransformation:
     """
 
     def of(stacks: list[jax.Array]) -> optax.GradientTransformation:
-        matrices = [
+        matrices: Any = [
             optax.contrib.MuonDimensionNumbers(1, 2) if s.ndim == 3 else None for s in stacks
         ]
         return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices)
 
-    def init(params: optax.Params) -> optax.OptState:
+    def init(params: Any) -> Any:
         stacks = _stacked(params)
         return of(stacks).init(stacks)
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         stacks = _stacked(updates)
-        found, state = of(stacks).update(
-            stacks, state, None if params is None else _stacked(params)
-        )
+        together = None if params is None else _stacked(params)
+        found, state = of(stacks).update(stacks, state, together)
         return _unstacked(found, updates), state
 
     return optax.GradientTransformation(init, update)
@@ -57,7 +54,7 @@ def _stacked(tree: Any) -> list[jax.Array]:
     return [jnp.stack([leaves[i] for i in group]) for group in _groups(tree)]
 
 
-def _unstacked(stacks: list[jax.Array], like: Any) -> Any:
+def _unstacked(stacks: Any, like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
     for stack, group in zip(stacks, _groups(like), strict=True):
         for i, leaf in zip(group, stack, strict=True):
