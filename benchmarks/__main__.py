@@ -15,6 +15,7 @@ from benchmarks import (
     color,
     costs,
     defaults,
+    devices,
     digits,
     energy,
     fuzz,
@@ -40,7 +41,7 @@ EXPERIMENTS = {
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
         defaults,
         *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
-        *(growth, hosts, fuzz),
+        *(devices, growth, hosts, fuzz),
     )
 }
 

@@ -1,5 +1,7 @@
 """Many problems at once: the same as one by one."""
 
+import signal
+import threading
 import warnings
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 import brenier
 from brenier import DIOTM, NCF, NCFTransport
 from brenier.errors import InputError, UnsupportedProblemError
+from brenier.run import Run
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(5)
@@ -38,6 +41,17 @@ def short_runs_may_be_bad():
         yield
 
 
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    """The stacks do not depend on the machine: two for the three problems, one of which has room left."""
+
+    def are(count):
+        monkeypatch.setattr("brenier.many._cores", lambda: count)
+
+    are(2)
+    return are
+
+
 def assert_same(many, one):
     assert (many.status, many.info["steps"]) == (one.status, one.info["steps"])
     assert many.history.keys() == one.history.keys()
@@ -60,7 +74,47 @@ def test_many_equal_one_by_one(name):
         assert_same(together[i], brenier.fit(PROBLEMS[i], METHODS[name], key=keys[i]))
 
 
-def test_each_stops_by_itself():
+def test_large_batches_are_fits_of_their_own(monkeypatch):
+    monkeypatch.setattr("brenier.many._CACHED", 64)
+    together = brenier.fit_many(PROBLEMS, ENERGY, key=KEY)
+    key = jax.random.split(KEY, 3)[2]
+    x = PROBLEMS[2].source.pool(100, 0)
+    one = brenier.fit(PROBLEMS[2], ENERGY, key=key)
+    np.testing.assert_array_equal(together[2].transport.forward(x), one.transport.forward(x))
+
+
+def test_an_interrupt_ends_all_with_their_maps(monkeypatch):
+    account, main = Run.account, threading.main_thread().ident
+
+    def pressed(run, *done):
+        if run.problem is PROBLEMS[1] and run.plan.step == 0:
+            signal.pthread_kill(main, signal.SIGINT)
+        account(run, *done)
+
+    monkeypatch.setattr(Run, "account", pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        solutions = brenier.fit_many(PROBLEMS, ENERGY, key=KEY, steps=10**6, validation=0.0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert {s.status for s in solutions} == {"interrupted"}
+
+
+def test_an_error_in_one_ends_all(monkeypatch):
+    account = Run.account
+
+    def breaks(run, *done):
+        if run.problem is PROBLEMS[2]:
+            raise ZeroDivisionError
+        account(run, *done)
+
+    monkeypatch.setattr(Run, "account", breaks)
+    with pytest.raises(ZeroDivisionError):
+        brenier.fit_many(PROBLEMS, ENERGY, key=KEY, steps=10**6, validation=0.0)
+
+
+def test_each_stops_by_itself(cores):
+    cores(1)
     # The second is solved by its linear start; the first has to learn.
     still = brenier.TransportProblem(RNG.normal(size=(400, 2)), RNG.normal(size=(400, 2)))
     moons = np.stack([np.cos(a := RNG.uniform(0, 3, 400)), np.sin(a)], axis=1)
@@ -73,7 +127,8 @@ def test_each_stops_by_itself():
     assert_same(solved, alone)
 
 
-def test_one_that_diverges_leaves_the_others_alone(monkeypatch):
+def test_one_that_diverges_leaves_the_others_alone(monkeypatch, cores):
+    cores(1)
     far = brenier.TransportProblem(PROBLEMS[0].source, PROBLEMS[0].target)
     step = type(ENERGY).step
 

@@ -92,12 +92,12 @@ def fit(
         return run.end(throw)
 
 
-def drive(runs: Sequence[Run], chunk: Callable[[], Sequence[Chunk]]) -> None:
-    """The loop. `chunk` does some steps of all runs at once; it ends when no run goes on."""
+def drive(runs: Sequence[Run], chunk: Callable[[], Sequence[Chunk | None]]) -> None:
+    """The loop. `chunk` does some steps of all runs that go on; it ends when none does."""
     try:
         while any(run.goes_on for run in runs):
             for run, done in zip(runs, chunk(), strict=True):
-                if run.goes_on:
+                if run.goes_on and done is not None:
                     run.account(*done)
     except KeyboardInterrupt:
         for run in runs:

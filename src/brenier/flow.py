@@ -6,7 +6,6 @@ import dataclasses
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -215,6 +214,8 @@ def _displacements(
     index: Int[Array, "n"],
 ) -> Float[Array, "k n d"]:
     """How far each point has moved by each of `times`, which lead away from `start`."""
+    import diffrax  # here, for it takes a tenth of the time of `import brenier`, and most maps need no solver
+
     end = 1.0 - start
 
     def field(t: Any, z: Point, _: Any) -> Point:

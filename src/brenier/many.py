@@ -1,9 +1,14 @@
-"""Many problems of one kind, solved at once by one compiled program."""
+"""Many problems of one kind, solved at once: stacked in one compiled program, and on all cores."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cache, partial
 from typing import Any
 
@@ -22,6 +27,9 @@ from brenier.solution import Solution
 from brenier.transport import Transport
 from brenier.typing import Key
 
+_CACHED = 1024
+"""Points of a side, over all problems of a stack on a CPU, whose activations stay in the cache of a core."""
+
 
 def fit_many(
     problems: Sequence[TransportProblem],
@@ -35,8 +43,9 @@ def fit_many(
 ) -> list[Solution]:
     """Solve many problems of one kind at once: bootstraps, pairs of pictures, repetitions with other keys.
 
-    Every step is one step of all of them, in one compiled program. Each stops when `fit` would have stopped it, and
-    keeps its state while the others go on. Up to round-off, solution `i` is that of
+    Problems with small batches are stacked, and every step is one step of the whole stack in one compiled program. On
+    CPUs every core has its share of the problems; an accelerator has all of them in one stack. Each stops when `fit`
+    would have stopped it, and keeps its state while the others go on. Up to round-off, solution `i` is that of
 
         fit(problems[i], method, key=jax.random.split(key, len(problems))[i], ...)
 
@@ -50,7 +59,7 @@ def fit_many(
         steps, time_budget, validation, early_stopping: as in `fit`, for each; the time is that of all together.
 
     Returns:
-        One `Solution` a problem. The timings in `info` are those of all together.
+        One `Solution` a problem. The timings in `info` are those of its stack.
 
     Raises:
         InputError: no problems, problems of different kinds, arguments out of range.
@@ -80,33 +89,78 @@ def fit_many(
         first = Run(problems[0], method, keys[0], *options)
         rest = zip(problems[1:], keys[1:], strict=True)
         runs = [first, *(Run(p, method, key, *options, first.programs) for p, key in rest)]
-        stack = _Stack(runs)
+        _expect_one_kind(runs)
         for run in runs:
             run.begin()
-        drive(runs, stack.chunk)
+        _drive(runs)
         return [run.end(throw=False) for run in runs]
 
 
+def _drive(runs: Sequence[Run]) -> None:
+    """Every core with its share of the stacks; an accelerator with all runs in one."""
+    cores, width = 1, len(runs)
+    if jax.default_backend() == "cpu":
+        cores = min(_cores(), len(runs))
+        width = max(1, _CACHED // runs[0].inner.source.batch(runs[0].method.batch))
+    # As many for every core, all of one width: one program.
+    count = cores * math.ceil(len(runs) / (cores * width))
+    width = math.ceil(len(runs) / count)
+    programs = Programs.of(runs[0].method, runs[0].inner, stacked=True)
+    stacks = [_Stack(runs[i : i + width], width, programs) for i in range(0, len(runs), width)]
+    interrupted = threading.Event()
+
+    def work(share: Sequence[_Stack]) -> None:
+        def chunk() -> list[Chunk | None]:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            return [done for stack in share for done in stack.chunk()]
+
+        with jax.default_matmul_precision("highest"):  # which every thread has of its own
+            drive([run for stack in share for run in stack.runs], chunk)
+
+    with ThreadPoolExecutor(cores) as pool:
+        try:
+            working = [pool.submit(work, stacks[core::cores]) for core in range(cores)]
+            # Python tells the main thread alone of Ctrl-C.
+            with contextlib.suppress(KeyboardInterrupt):
+                wait(working, return_when=FIRST_EXCEPTION)
+        finally:
+            interrupted.set()
+    for share in working:
+        share.result()
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class _Stack:
-    """The states of several runs as one, with a leading axis."""
+    """Several runs stepped together: their states as one, with a leading axis. One alone keeps its own program."""
 
-    def __init__(self, runs: Sequence[Run]):
-        _expect_one_kind(runs)
-        self.runs = runs
-        self.programs = Programs.of(runs[0].method, runs[0].inner, stacked=True)
-        self.state = _stacked([run.state for run in runs])
-        for run in runs:
-            run.state = None
-        self.inputs: list[Any] = [None] * len(runs)
+    def __init__(self, runs: Sequence[Run], width: int, programs: Programs):
+        self.runs, self.programs = runs, programs
+        self.alone = width == 1
+        if not self.alone:
+            self.missing = width - len(runs)
+            self.state = _stacked([run.state for run in (*runs, *[runs[-1]] * self.missing)])
+            for run in runs:
+                run.state = None
+            self.inputs: list[Any] = [None] * len(runs)
 
-    def chunk(self) -> list[Chunk]:
+    def chunk(self) -> Sequence[Chunk | None]:
         """Steps of all runs that go on; the others keep their states."""
+        if not any(run.goes_on for run in self.runs):
+            return [None] * len(self.runs)
+        return [self.runs[0].chunk()] if self.alone else self._chunk()
+
+    def _chunk(self) -> list[Chunk]:
         self.inputs = [
-            # Of one that has stopped, the last batches with no steps.
-            run.inputs() if run.goes_on else (*old[:3], np.zeros_like(old[3]), *old[4:])
+            run.inputs() if run.goes_on else _resting(old)
             for run, old in zip(self.runs, self.inputs, strict=True)
         ]
-        arguments = (self.state, *_stacked(self.inputs))
+        missing = [_resting(self.inputs[-1])] * self.missing
+        arguments = (self.state, *_stacked([*self.inputs, *missing]))
         start = time.perf_counter()
         advance = self.programs.advance(arguments)
         compiled = time.perf_counter()
@@ -125,6 +179,12 @@ class _Stack:
             ({name: values[i] for name, values in columns.items()}, partial(_member, transports, i))
             for i in range(len(self.runs))
         ]
+
+
+def _resting(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same batches, and no steps."""
+    xs, ys, keys, count, *rest = inputs
+    return (xs, ys, keys, np.zeros_like(count), *rest)
 
 
 def _member(transports: Any, i: int) -> Transport:

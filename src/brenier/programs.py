@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,7 @@ class Programs:
             placed["out_shardings"] = NamedSharding(mesh, PartitionSpec())
         self._advance = jax.jit(advance, donate_argnums=0, **placed)
         self._compiled: dict[Any, Any] = {}
+        self._compiling = threading.Lock()
 
     @classmethod
     def of(
@@ -72,10 +74,11 @@ class Programs:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         key = (structure, shapes, jax.config.read("jax_enable_x64"))
-        if key not in self._compiled:
-            with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-                self._compiled[key] = self._advance.lower(*arguments).compile()
-        return self._compiled[key]
+        with self._compiling:
+            if key not in self._compiled:
+                with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+                    self._compiled[key] = self._advance.lower(*arguments).compile()
+            return self._compiled[key]
 
     def temporary_bytes(self) -> int:
         """What the largest program of a chunk needs on a device, besides its arguments and results."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
-from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from PIL import Image
 
 from brenier.color.images import ColorImage
@@ -105,6 +103,8 @@ class _Page:
     """A figure measured in inches from its top left corner."""
 
     def __init__(self, height: float):
+        from matplotlib.figure import Figure  # here, for who only reads pictures draws none
+
         self.height = height
         self.figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=PAPER)
 
@@ -262,7 +262,7 @@ def _cube(axes) -> None:
     axes.view_init(elev=20, azim=-55)
     corners = np.array([(i >> 2 & 1, i >> 1 & 1, i & 1) for i in range(8)], float)
     edges = [(a, b) for a in corners for b in corners if (a <= b).all() and np.sum(b - a) == 1]
-    axes.add_collection3d(Line3DCollection(edges, colors=FAINT, linewidths=0.8, zorder=1))
+    _lines(axes, edges, colors=FAINT, linewidths=0.8, zorder=1)
     # The outer edge parallel to each axis, and a place for its letter beside it.
     outer = {
         "R": ((0, 0, 0), (1, 0, 0), (0.5, -0.12, 0)),
@@ -279,7 +279,11 @@ def _paths(axes, start: np.ndarray, end: np.ndarray) -> None:
     times = np.linspace(0, 1, PATH_STEPS + 1)[:, None, None]
     points = (1 - times) * start + times * end
     segments = np.stack([points[:-1], points[1:]], axis=2).reshape(-1, 2, 3)
-    axes.add_collection3d(
-        Line3DCollection(segments, colors=segments.mean(axis=1), linewidths=0.9, zorder=2)
-    )
+    _lines(axes, segments, colors=segments.mean(axis=1), linewidths=0.9, zorder=2)
     axes.scatter(*end.T, c=end, s=7, linewidths=0, depthshade=False, zorder=3)
+
+
+def _lines(axes, segments, **style) -> None:
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    axes.add_collection3d(Line3DCollection(segments, **style))

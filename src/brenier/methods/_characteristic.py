@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
@@ -34,6 +33,7 @@ from brenier.methods._base import (
     decay,
     with_base,
 )
+from brenier.methods._muon import muon
 from brenier.networks import MLP, DenseQuadratic, ResNet, with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -275,12 +275,11 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
     def _optimizer(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
-        return _named_optimizer(self.optimizer, self.learning_rate)
+        # The same object every time: what it compiles is compiled once.
+        return (muon if self.optimizer == "muon" else _adam)(self.learning_rate)
 
 
-@functools.cache  # the same object: what it compiles is compiled once
-def _named_optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
-    return optax.contrib.muon(learning_rate) if name == "muon" else optax.adam(learning_rate)
+_adam = functools.cache(optax.adam)
 
 
 def matching_loss(

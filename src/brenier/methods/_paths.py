@@ -30,13 +30,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
 from brenier.flow import simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
+from brenier.methods._muon import muon
 from brenier.networks import DenseQuadratic, with_zero_head
 from brenier.paths import FIRST_DAMPING, action, at_times, blurred, improve, interval, running
 from brenier.problem import TransportProblem
@@ -105,7 +105,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
 
 
 def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    return optax.adam(method.learning_rate, *method.betas), optax.contrib.muon(_END_RATE)
+    return optax.adam(method.learning_rate, *method.betas), muon(_END_RATE)
 
 
 def step(
