@@ -297,6 +297,7 @@ class HOTATransport(TransportEstimator):
         state_cost: the price `U(x) >= 0` per unit time of being at `x`: a function of one point, JAX or not, a shape or
             list of shapes, or any `brenier.state_costs.StateCost`.
         noise: `σ >= 0`. With noise the map is random and has no inverse.
+        drift: `f(t, x)`, where points go by themselves, of a time and one point (d,); in JAX.
         preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
         steps: optimiser steps.
         batch_size: samples a side and step.
@@ -327,6 +328,7 @@ class HOTATransport(TransportEstimator):
         state_cost: Any = None,
         noise: float = 0.0,
         *,
+        drift: Any = None,
         preset: str = "default",
         steps: int | None = None,
         batch_size: int | None = None,
@@ -341,6 +343,7 @@ class HOTATransport(TransportEstimator):
     ):
         self.state_cost = state_cost
         self.noise = noise
+        self.drift = drift
         self.preset = preset
         self.steps = steps
         self.batch_size = batch_size
@@ -358,7 +361,12 @@ class HOTATransport(TransportEstimator):
 
     def _problem(self, source: Any, target: Any, **labels: Any) -> TransportProblem:
         return TransportProblem(
-            source, target, state_cost=self.state_cost, noise=self.noise, **labels
+            source,
+            target,
+            state_cost=self.state_cost,
+            noise=self.noise,
+            drift=self.drift,
+            **labels,
         )
 
     @property

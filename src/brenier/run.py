@@ -22,6 +22,7 @@ from brenier.checkpoint import packed, read_checkpoint, unpacked, write_checkpoi
 from brenier.coordinates import Frame
 from brenier.costs import framed, price
 from brenier.devices import check_shares, everywhere, here, in_parts
+from brenier.drifts import FramedDrift, check_drift
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.hosts import Hosts
 from brenier.methods import Method
@@ -32,6 +33,7 @@ from brenier.provenance import (
     PROBED,
     cost_at_probes,
     data_hash,
+    drift_at_probes,
     state_cost_hash,
     surroundings,
     versions,
@@ -85,12 +87,10 @@ class Run:
         )
         source, target, x_held, y_held = split_sides(problem, validation, key)
         x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
-        if problem.state_cost is not None:
-            around = surroundings(x_pool, y_pool, seed).astype(problem.dtype)
-            check_state_cost(problem.state_cost, around)
-            check_passage(problem.state_cost, x_pool[:PROBED], y_pool[:PROBED])
-        # A state cost stands still, and so must its frame.
-        moving = problem.cost.galilean and problem.state_cost is None
+        # What depends on the place stands still, and so must the frame.
+        moving = problem.cost.galilean and problem.state_cost is None and problem.drift is None
+        if not moving:
+            _check_surroundings(problem, x_pool, y_pool, seed)
         self.frame = (
             Frame.from_samples(x_pool, y_pool, galilean=moving)
             if method.scaled
@@ -107,6 +107,7 @@ class Run:
             state_cost=problem.state_cost
             and FramedStateCost(problem.state_cost, self.frame, self.unit),
             noise=problem.noise / scale,
+            drift=problem.drift and FramedDrift(problem.drift, self.frame),
         )
         self.held_out: HeldOut | None = None
         if x_held is not None and y_held is not None:
@@ -360,6 +361,7 @@ class Run:
             cost_at_probes=cost_at_probes(self.problem),
             classes=classes,
             state_cost=self.problem.state_cost is not None,
+            drift_at_probes=drift_at_probes(self.problem),
             data_hash=data_hash(self.problem),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=versions(),
@@ -389,6 +391,7 @@ class Run:
             "noise": self.problem.noise,
             "cost": cost_at_probes(self.problem),
             "state_cost": state_cost_hash(self.problem),
+            "drift": drift_at_probes(self.problem),
             "planned": self.planned,
             "time_budget": self.time_budget,
             "validation": self.validation,
@@ -441,6 +444,16 @@ class Run:
                     f"{value!r} in place of {expected[name]!r}."
                 )
         self.ahead = (self.plan.step, self._draw(self.plan.step))
+
+
+def _check_surroundings(problem: TransportProblem, x: np.ndarray, y: np.ndarray, seed: int) -> None:
+    """Raise, or warn, for a state cost or a drift that cannot be used around the samples."""
+    around = surroundings(x, y, seed).astype(problem.dtype)
+    if problem.state_cost is not None:
+        check_state_cost(problem.state_cost, around)
+        check_passage(problem.state_cost, x[:PROBED], y[:PROBED])
+    if problem.drift is not None:
+        check_drift(problem.drift, around)
 
 
 # Compiled: op by op these would take longer than steps on small batches.

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy import ndimage
 
+from brenier.callables import as_pytree, coordinates, kind, sketch, words
 from brenier.coordinates import Frame
 from brenier.errors import BrenierWarning, InputError
 from brenier.shapes import Box as Box
@@ -235,7 +236,7 @@ class JaxFunction(StateCost):
         weight: float = 1.0,
         shape: Shape | None = None,
     ):
-        self.function, self.batched = _as_pytree(function), batched
+        self.function, self.batched = as_pytree(function), batched
         self.weight = check_number(weight, "weight of a state cost")
         self.shape = shape
 
@@ -276,7 +277,7 @@ class BlackBox(StateCost):
     batched: bool = eqx.field(static=True)
 
     def __init__(self, function: Callable[..., Any], batched: bool = True):
-        self.function, self.batched = _as_pytree(function), batched
+        self.function, self.batched = as_pytree(function), batched
 
     def __call__(self, x: Point) -> Scalar:
         def host(x: Any) -> np.ndarray:
@@ -294,7 +295,7 @@ class BlackBox(StateCost):
             raise InputError(f"Expected one price for each point, found none ({error}).") from error
         if prices.dtype.kind not in "biuf":
             raise InputError(
-                f"Expected prices as real numbers, found {_kind(values)}; "
+                f"Expected prices as real numbers, found {kind(values)}; "
                 f"return an array of shape {'(n,)' if self.batched else '()'}."
             )
         if prices.shape != (len(points),):
@@ -358,11 +359,11 @@ def as_state_cost(
     elif isinstance(data, list | tuple) and any(isinstance(shape, Shape) for shape in data):
         data = Obstacle(Union(*data), height)
     if isinstance(data, StateCost):
-        price = _sketch(data, (dim,), dtype)
+        price = sketch(data, np.zeros(dim, dtype))
         if isinstance(price, Exception):
             raise InputError(
                 f"Expected a state cost of points of shape ({dim},), found one that raises "
-                f"{_words(price)}"
+                f"{words(price)}"
             ) from price
         if _shape(price) != ():
             raise InputError(_wrong_shape((dim,), _shape(price)))
@@ -371,7 +372,7 @@ def as_state_cost(
         return _from_function(data, dim, dtype, points)
     raise InputError(
         "Expected state_cost to be a function of a point, a brenier.state_costs.StateCost or "
-        f"shapes such as Disc, found {_kind(data)}. For a picture or an array of cells try "
+        f"shapes such as Disc, found {kind(data)}. For a picture or an array of cells try "
         "OccupancyGrid.from_image(path, extent) or OccupancyGrid(cells, extent)."
     )
 
@@ -389,7 +390,7 @@ def check_state_cost(cost: StateCost, points: Float[np.ndarray, "n d"]) -> None:
     except Exception as error:  # whatever a user's function throws
         raise InputError(
             f"Expected a price at each of {len(points)} points, but the state cost raised "
-            f"{_words(error)}"
+            f"{words(error)}"
         ) from error
     if prices.shape != (len(points),):
         raise InputError(_wrong_shape(points.shape, prices.shape))
@@ -400,7 +401,7 @@ def check_state_cost(cost: StateCost, points: Float[np.ndarray, "n d"]) -> None:
         if bad.any():
             first = int(np.argmax(bad))
             raise InputError(
-                f"Expected {what}, found {prices[first]} at {_coordinates(points[first])}, the "
+                f"Expected {what}, found {prices[first]} at {coordinates(points[first])}, the "
                 f"first of {bad.sum()} such points out of {len(points)}; {remedy}."
             )
 
@@ -524,7 +525,7 @@ def _from_function(
     untraced: Exception | None = None
     for batched in (True,) if declared else (False, True):
         given = (n, dim) if batched else (dim,)
-        price = _sketch(function, given, dtype)
+        price = sketch(function, np.zeros(given, dtype))
         if isinstance(price, Exception):
             untraced = untraced or price
         elif _shape(price) == given[:-1]:
@@ -549,28 +550,20 @@ def _from_function(
     if "Disallowed host-to-device transfer" in str(failure):
         raise InputError(
             "Expected a state cost that JAX can trace or that does not use JAX, found one that "
-            f"uses JAX and cannot be traced: {_words(untraced)} Write it with jnp.where instead "
+            f"uses JAX and cannot be traced: {words(untraced)} Write it with jnp.where instead "
             "of if, or with numpy alone."
         ) from untraced
     raise InputError(
         "Expected a function of a point, or of points (n, d), that returns prices; it raised "
-        f"{_words(failure)}"
+        f"{words(failure)}"
     ) from failure
 
 
-def _sketch(function: Callable[..., Any], shape: tuple[int, ...], dtype: Any) -> Any:
-    """What `function` returns for points of this shape, unevaluated, or the exception it raises."""
-    try:
-        return jax.eval_shape(function, np.zeros(shape, dtype))
-    except Exception as error:  # whatever stops the trace
-        return error
-
-
-def _shape(price: Any) -> tuple[int, ...] | str:
-    """The shape of real prices, or a few words for anything else."""
-    if not isinstance(price, jax.ShapeDtypeStruct):
-        return _kind(price)
-    return "complex numbers" if jnp.issubdtype(price.dtype, jnp.complexfloating) else price.shape
+def _shape(value: Any) -> tuple[int, ...] | str:
+    """The shape of real numbers in a sketch, or a few words for anything else."""
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return kind(value)
+    return "complex numbers" if jnp.issubdtype(value.dtype, jnp.complexfloating) else value.shape
 
 
 def _wrong_shape(given: tuple[int, ...], found: tuple[int, ...] | str) -> str:
@@ -578,32 +571,3 @@ def _wrong_shape(given: tuple[int, ...], found: tuple[int, ...] | str) -> str:
         f"Expected a state cost that returns real prices of shape {given[:-1]} for points of shape "
         f"{given}, found {found}; return one number for each point."
     )
-
-
-def _as_pytree(function: Any) -> Any:
-    """A function as a static part of a pytree; an Equinox module has arrays of its own."""
-    if isinstance(function, eqx.Module):
-        return function
-    try:
-        hash(function)
-    except TypeError:
-        return jax.tree_util.Partial(lambda x: function(x))
-    return jax.tree_util.Partial(function)
-
-
-def _words(error: BaseException | None) -> str:
-    """An exception in a sentence: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}."
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray | jax.Array):
-        return f"an array of shape {value.shape}, dtype {value.dtype}"
-    if isinstance(value, str | os.PathLike):
-        return f"the path '{os.fspath(value)}'"
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _coordinates(point: np.ndarray) -> str:
-    return np.array2string(np.asarray(point), precision=6, threshold=6, separator=", ")

@@ -35,10 +35,19 @@ from jaxtyping import Array, Float, Int
 
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
-from brenier.flow import simulate, velocities
+from brenier.flow import drifts, simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.networks import DenseQuadratic, with_zero_head
-from brenier.paths import FIRST_DAMPING, action, at_times, blurred, improve, interval, running
+from brenier.paths import (
+    FIRST_DAMPING,
+    action,
+    at_times,
+    blurred,
+    controlled,
+    improve,
+    interval,
+    running,
+)
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
 from brenier.typing import Key, Points, Potential
@@ -137,12 +146,18 @@ def step(
         return astray(at_end, x) - 0.5 * pull * outside(x) ** 2
 
     compare = blur.prices(keys[2], _FEW_PROBES)
-    paths, damping = _spliced(state, paths, starts, damping, y, at_end(y), compare, worth, keys[3])
+
+    def total(paths: jax.Array) -> jax.Array:
+        return action(paths, starts, compare(paths[1:])[0], problem.drift) - worth(paths[-1])
+
+    paths, damping = _spliced(state, paths, starts, damping, y, at_end(y), total, keys[3])
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
         stiffness = pull * (outside(now[0][-1]) > 0.0)
-        paths, damping, taken = improve(*now[:2], starts, prices, worth, stiffness=stiffness)
+        paths, damping, taken = improve(
+            *now[:2], starts, prices, worth, stiffness=stiffness, drift=problem.drift
+        )
         return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
 
     start = (paths, damping, jnp.zeros((), x.dtype))
@@ -154,8 +169,9 @@ def step(
         step=state.step + 1,
     )
 
-    kinetic, price = running(paths, starts, compare(paths[1:])[0])
-    lessons = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    kinetic, price = running(paths, starts, compare(paths[1:])[0], problem.drift)
+    steps = controlled(paths, starts, problem.drift)
+    lessons = _lessons(paths, starts, steps, kinetic + price, worth(paths[-1]), keys[4])
     t, z, value, momentum = map(split, lessons)
 
     def regression(network: Any) -> jax.Array:
@@ -285,7 +301,8 @@ def _followed(
     tau = (1.0 - starts) / steps
 
     def advance(x: Points, k: jax.Array) -> tuple[Points, Points]:
-        x = x + tau[:, None] * velocities(u, problem, starts + k * tau, x)
+        t = starts + k * tau
+        x = x + tau[:, None] * (velocities(u, problem, t, x) + drifts(problem, t, x))
         return x, x
 
     return jnp.concatenate([x[None], jax.lax.scan(advance, x, jnp.arange(steps))[1]])
@@ -309,17 +326,13 @@ def _spliced(
     damping: Float[Array, "n"],
     y: Points,
     at_y: Float[Array, "m"],
-    prices: Any,
-    worth: Any,
+    total: Any,
     key: Key,
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "n"]]:
-    """Paths, or pieces of others bent to their ends where these are cheaper, or the own one bent to another target."""
+    """Of paths, pieces of others bent to their ends and the own ones bent to other targets, those of least `total`."""
     n = paths.shape[1]
     share = jnp.linspace(0.0, 1.0, len(paths), dtype=paths.dtype)[:, None, None]
     times = starts[None] + share[..., 0] * (1.0 - starts[None])
-
-    def total(candidate: jax.Array) -> jax.Array:
-        return action(candidate, starts, prices(candidate[1:])[0]) - worth(candidate[-1])
 
     candidates = [paths]
     for k, power in enumerate(_SPLICES):
@@ -344,23 +357,26 @@ def _spliced(
 def _lessons(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
+    steps: Float[Array, "k n d"],
     costs: Float[Array, "k n"],
     worth: Float[Array, "n"],
     key: Key,
 ) -> tuple[jax.Array, Points, jax.Array, Points]:
-    """Times and places on the paths, with the values and momenta that the potential should have there."""
+    """Times and places on the paths, with the values and momenta that the potential should have there.
+
+    `steps` are the intervals without what the drift does, `costs` what they cost.
+    """
     path_key, node_key, share_key = jax.random.split(key, 3)
     path = jax.random.randint(path_key, (_PLACES,), 0, paths.shape[1])
     node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
     share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
     tau = interval(paths, starts)
-    moves = jnp.diff(paths, axis=0)
     to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
     t = starts[path] + (node + share) * tau[path]
-    z = paths[node, path] + share[:, None] * moves[node, path]
+    z = paths[node, path] + share[:, None] * (paths[node + 1, path] - paths[node, path])
     value = worth[path] - to_go[node, path] + share * costs[node, path]
     # Each interval's mean is the momentum in its middle; from middle to middle it goes straight.
     other = jnp.clip(jnp.where(share < 0.5, node - 1, node + 1), 0, len(costs) - 1)
     toward = jnp.abs(share - 0.5)[:, None]
-    move = (1.0 - toward) * moves[node, path] + toward * moves[other, path]
+    move = (1.0 - toward) * steps[node, path] + toward * steps[other, path]
     return jax.lax.stop_gradient((t, z, value, move / tau[path][:, None]))
