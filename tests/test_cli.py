@@ -749,6 +749,24 @@ def test_wrong_walls_and_paths(points, walls, exact_map, monkeypatch, arguments,
     assert sorted(os.listdir()) == before
 
 
+def test_no_way_through_the_walls(points):
+    """A room without a door, and one that is filled; said before the first step."""
+    room = np.ones((20, 20))
+    np.save("filled.npy", room)
+    room[2:-2, 2:-2] = 0
+    np.save("room.npy", room)
+    np.save("far.npy", points + 20.0)
+    fit = ("fit", "x.npy", "far.npy", "--out", "m.brenier", "--method", "hota", "--extent")
+    extent = ("-6", 6, "-6", 6)
+    assert "Expected a free path from source to target, found none" in fail(
+        2, *fit, *extent, "--state-cost", "room.npy"
+    )
+    assert "Expected source points outside the obstacle, found all" in fail(
+        2, *fit, *extent, "--state-cost", "filled.npy"
+    )
+    assert not os.path.exists("m.brenier")
+
+
 # Work that failed: exit status 1
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from brenier.drifts import FramedDrift, check_drift
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.hosts import Hosts
 from brenier.methods import Method
+from brenier.passages import check_passage, check_paths
 from brenier.plan import CHUNK, Plan
 from brenier.problem import TransportProblem
 from brenier.programs import Programs
@@ -40,7 +42,7 @@ from brenier.provenance import (
 )
 from brenier.samplers import POOL, Sampler
 from brenier.solution import STATUS, Metadata, Solution
-from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
+from brenier.state_costs import BlackBox, FramedStateCost, check_state_cost
 from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import HeldOut, dual_cost, seed_of, split_sides, verdict, worse_than_linear
@@ -189,10 +191,11 @@ class Run:
         advance = self.programs.advance(arguments)
         plan.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        with self.hosts.computing():
+        asked = partial(_asked, self.problem)
+        with self.hosts.computing(), asked():
             self.state, metrics = advance(*arguments)
         self.hosts.later(self.look_ahead)
-        with self.hosts.computing():
+        with self.hosts.computing(), asked():
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         plan.run_seconds += time.perf_counter() - start
         state = self.state
@@ -377,8 +380,11 @@ class Run:
             if self.problem.state_cost is not None:  # which the linear map knows nothing of
                 advice = "Train longer."
             warnings.warn(f"{message} {advice}", BrenierWarning, 4)
+        outer = self._outer(self.kept)
+        if self.problem.dim != 2:  # where the free space itself was searched
+            check_paths(outer.potential, self.problem, self.problem.source.pool(POOL, 0))
         history = {k: np.asarray(v) for k, v in plan.history.items()}
-        return Solution(self._outer(self.kept), history, status, message, Metadata(scores), info)
+        return Solution(outer, history, status, message, Metadata(scores), info)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -444,6 +450,20 @@ class Run:
                     f"{value!r} in place of {expected[name]!r}."
                 )
         self.ahead = (self.plan.step, self._draw(self.plan.step))
+
+
+@contextlib.contextmanager
+def _asked(problem: TransportProblem) -> Iterator[None]:
+    """Where compiled programs ask a state cost of the user's: what it raises comes wrapped in a page of JAX's words."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(problem.state_cost, BlackBox):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"Expected a price at every point, but in the middle of the fit the state cost raised {reason}"
+        ) from error
 
 
 def _check_surroundings(problem: TransportProblem, x: np.ndarray, y: np.ndarray, seed: int) -> None:
