@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    bridge,
     cells,
     certificate,
     classes,
@@ -21,11 +22,15 @@ from benchmarks import (
     gaussian,
     growth,
     hosts,
+    hota_ablation,
     interpolation,
     latency,
+    loop,
     many,
     obstacles,
+    opinion,
     shards,
+    sphere,
     step,
     tables,
     throughput,
@@ -39,7 +44,8 @@ EXPERIMENTS = {
     for module in (
         *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
         defaults,
-        *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
+        *(obstacles, bridge, sphere, opinion, hota_ablation, loop),
+        *(color, digits, cells, energy, step, throughput, latency, shards, many),
         *(growth, hosts, fuzz),
     )
 }
