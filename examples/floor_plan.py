@@ -1,7 +1,7 @@
 """A crowd walks through a flat, from the front door to the one of the balcony, around walls and furniture.
 
 `python examples/floor_plan.py` draws a floor plan as one would by hand, and reads it again as a picture in which what
-is dark is in the way: no more is known of the flat. `brenier.HOTATransport` finds a field of velocities that leads the
+is dark is in the way: no more is known of the flat. `brenier.HOTA` finds a field of velocities that leads the
 whole crowd through the doors at once. For a plan of your own the lines from `OccupancyGrid.from_image` on are enough.
 
 Printed are the cost, the share of the time in walls beside that of straight lines, and the exact squared W2 between
@@ -88,7 +88,7 @@ def draw_plan(path: Path) -> None:
         box = [*place(low[0], high[1]), *place(high[0], low[1])]
         (pen.rectangle if kind == "box" else pen.ellipse)(box, fill=SOLID)
     for wall in WALLS:
-        stroke(wall, INK, 0.16)
+        stroke(wall, INK, 0.26)
     small = page.resize((page.width // SMOOTH, page.height // SMOOTH), Image.Resampling.LANCZOS)
     small.quantize(16).save(path, optimize=True)
 
@@ -112,16 +112,17 @@ def main() -> None:
 
     walls = OccupancyGrid.from_image(plan, EXTENT, height=HEIGHT, outside="wall")
     X, Y = crowd(FRONT_DOOR, 4000, 0), crowd(BALCONY_DOOR, 4000, 1)
-    est = brenier.HOTATransport(
-        state_cost=walls, noise=SWAY, steps=4 if given.quick else given.steps, random_state=0
-    ).fit(Xs=X, Xt=Y)
+    problem = brenier.TransportProblem(X, Y, state_cost=walls, noise=SWAY)
+    # Steps of a path have to be shorter than walls are thick.
+    method = brenier.HOTA(search=True, rollout_steps=64)
+    steps = 4 if given.quick else given.steps
+    solution = brenier.fit(problem, method, key=jax.random.key(0), steps=steps, validation=0.0)
 
     n = 100 if given.quick else 1000
     x, y, other = (
         crowd(*c) for c in ((FRONT_DOOR, n, 2), (BALCONY_DOOR, n, 3), (BALCONY_DOOR, n, 4))
     )
-    problem = brenier.TransportProblem(X, Y, state_cost=walls, noise=SWAY)
-    paths = jax.jit(lambda x, key: simulate(est.solution_.potential, problem, x, key, 300))(
+    paths = jax.jit(lambda x, key: simulate(solution.potential, problem, x, key, 300))(
         jax.numpy.asarray(x), jax.random.key(0)
     )
     times, points = np.asarray(paths.times), np.asarray(paths.points)
@@ -143,7 +144,7 @@ def main() -> None:
         given.out / "paths.gif",
         paths_animation(times, points[:, :80], **shown, **({"frames": 4} if given.quick else {})),
     )
-    brenier.save(given.out / "map.brenier", est.solution_)
+    brenier.save(given.out / "map.brenier", solution)
     print(f"Plan, picture, animation and map are in {given.out}.")
 
 

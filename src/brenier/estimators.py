@@ -305,6 +305,7 @@ class HOTATransport(TransportEstimator):
         network: "film", "mlp" or an equinox module `u(t, x)`.
         control_weight: of the Hamilton–Jacobi equation against the match at the end.
         acceleration_weight: of the penalty on turning.
+        search: whether ways around an obstacle in the plane are looked for on a grid first: for mazes and floor plans.
         validation: share of the samples held out for scores.
         time_budget: seconds for the whole fit, compilation included.
         random_state: an int reproduces bits on the same machine; `None` draws a new seed.
@@ -336,6 +337,7 @@ class HOTATransport(TransportEstimator):
         network: str | eqx.Module | None = None,
         control_weight: float | None = None,
         acceleration_weight: float = 0.0,
+        search: bool = False,
         validation: float = 0.1,
         time_budget: float | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -351,6 +353,7 @@ class HOTATransport(TransportEstimator):
         self.network = network
         self.control_weight = control_weight
         self.acceleration_weight = acceleration_weight
+        self.search = search
         self.validation = validation
         self.time_budget = time_budget
         self.random_state = random_state

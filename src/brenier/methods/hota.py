@@ -161,6 +161,8 @@ class HOTA(PresetMethod[Any]):
         pool: paths that are kept.
         improved: of these, at a step.
         refreshed: of these, started anew at a step.
+        search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
+            obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
         acceleration_weight: `λₐ`.
         residual: "squared", or pseudo-"huber".
@@ -210,6 +212,7 @@ class HOTA(PresetMethod[Any]):
     pool: int = 1024
     improved: int = 256
     refreshed: int = 16
+    search: bool = False
     rollout_steps: int = FROM_PRESET
     rollout_every: int = FROM_PRESET
     trajectories: int = FROM_PRESET
