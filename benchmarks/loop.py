@@ -35,8 +35,7 @@ from brenier.plan import CHUNK
 from brenier.programs import Programs
 
 SCENE = "slit"
-# The published method as it simulates: all of its paths at every second step.
-PUBLISHED = brenier.HOTA(preset="published", activation="silu", mean_shift=False)
+PUBLISHED = brenier.HOTA(preset="published")
 SMALL = brenier.HOTA(
     objective="residual", mean_shift=False, trajectories=256, rollout_every=2, jitter=False
 )

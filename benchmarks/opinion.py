@@ -111,9 +111,9 @@ def _run(options: Options, dim: int, drift: Polarising, seed: int) -> None:
         throw=False,
     )
     fresh = jnp.asarray(source(dim, JUDGED, rng), jnp.float32)
-    roll = jax.jit(partial(simulate, problem=posed, steps=300), static_argnames="u")
     led, alone = (
-        roll(u, x=fresh, key=jax.random.key(seed + 1)) for u in (solution.potential, _no_control)
+        jax.jit(partial(simulate, u, posed, steps=300))(x=fresh, key=jax.random.key(seed + 1))
+        for u in (solution.potential, _no_control)
     )
     target = 2.0 * rng.normal(size=(JUDGED, dim))
     ends = np.asarray(led.points[-1], np.float64)

@@ -48,7 +48,7 @@ def stepper(
     filled = 0
 
     def hamilton_jacobi(network: Any, target: Any, t: Any, z: Any, key: Any) -> Any:
-        known = SimpleNamespace(base=None, network=network, target=target)
+        known: Any = SimpleNamespace(base=None, network=network, target=target)
         price = method._prices(problem, known, t, z, key, jnp.ones((), z.dtype))
         return jax.value_and_grad(
             lambda network: method._residual_loss(problem, known, network, t, z, price, key)
