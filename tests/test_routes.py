@@ -29,7 +29,7 @@ def test_around_a_disc_it_is_little_longer_than_the_shortest_way():
     assert (grid > 0.99 * np.array(straight)).all()
     assert (grid < 1.2 * np.array(straight)).all()
     steps = np.linalg.norm(np.diff(ways, axis=0), axis=2)
-    assert steps.max() < 1.001 * grid.max() / 40
+    assert steps.max() < 1.05 * grid.max() / 40  # evenly, up to the corners that are cut
     assert not disc(ways.reshape(-1, 2)).any()
 
 
