@@ -71,7 +71,7 @@ def _run(options: Options, noise: float, seed: int) -> None:
     fresh = jnp.asarray(_sample(*source, FRESH, rng), jnp.float32)
     paths = roll(x=fresh, key=jax.random.key(seed + 1))
     bounds = solution.certificate(x, y)
-    exact = gaussian_cost(*MOMENTS, noise)
+    exact = gaussian_cost(*MOMENTS, noise=noise)
     keep(
         options,
         "bridge",

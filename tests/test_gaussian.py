@@ -56,10 +56,10 @@ def test_the_cost_of_a_schroedinger_bridge():
 
     least = minimize_scalar(entropy, bounds=(-0.7, 0.7), method="bounded", options={"xatol": 1e-9})
     moments = ([0.0], [[a]], [shift], [[b]])
-    found = gaussian_cost(*map(np.asarray, moments), noise)
+    found = gaussian_cost(*map(np.asarray, moments), noise=noise)
     np.testing.assert_allclose(found, noise**2 * least.fun, rtol=1e-9)
     np.testing.assert_allclose(
-        gaussian_cost(*map(np.asarray, moments), 1e-4),
+        gaussian_cost(*map(np.asarray, moments), noise=1e-4),
         gaussian_cost(*map(np.asarray, moments)),
         rtol=1e-6,
     )

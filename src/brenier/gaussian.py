@@ -105,7 +105,7 @@ class GaussianPotential(eqx.Module):
 
 
 def gaussian_cost(
-    m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, noise: float = 0.0
+    m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, *, noise: float = 0.0
 ) -> float:
     """The optimal cost between two Gaussians, in float64: `W₂²/2`, or that of the Schrödinger bridge.
 

@@ -50,7 +50,8 @@ def shortest_routes(
     free = ~inside(places.reshape(-1, 2)).reshape(places.shape[:2])
     if not free.any() or free.all():
         return np.zeros((nodes, 0, 2))
-    close = ndimage.distance_transform_edt(free, sampling=step) < _CLEARANCE * extent
+    room = np.asarray(ndimage.distance_transform_edt(free, sampling=step))
+    close = room < _CLEARANCE * extent
     graph = _graph(free, np.where(close, _DEAR, 1.0) * step)
     starts, goals = (_node(low - extent / 2, step, free, points) for points in (x, y[:_TARGETS]))
     lengths, before, _ = dijkstra(
