@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     ablation,
     agreement,
+    bridge,
     cells,
     certificate,
     classes,
@@ -22,11 +23,15 @@ from benchmarks import (
     gaussian,
     growth,
     hosts,
+    hota_ablation,
     interpolation,
     latency,
+    loop,
     many,
     obstacles,
+    opinion,
     shards,
+    sphere,
     step,
     tables,
     throughput,
@@ -42,6 +47,9 @@ EXPERIMENTS = {
         defaults,
         *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
         *(devices, growth, hosts, fuzz),
+        *(obstacles, bridge, sphere, opinion, hota_ablation, loop),
+        *(color, digits, cells, energy, step, throughput, latency, shards, many),
+        *(growth, hosts, fuzz),
     )
 }
 

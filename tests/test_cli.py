@@ -749,6 +749,18 @@ def test_wrong_walls_and_paths(points, walls, exact_map, monkeypatch, arguments,
     assert sorted(os.listdir()) == before
 
 
+def test_no_way_through_the_walls(points):
+    """A room without a door; said before the first step."""
+    room = np.ones((20, 20))
+    room[2:-2, 2:-2] = 0
+    np.save("room.npy", room)
+    np.save("far.npy", points + 20.0)
+    walls = ("--state-cost", "room.npy", "--extent", "-6", 6, "-6", 6)
+    message = fail(2, "fit", "x.npy", "far.npy", "--out", "m.brenier", "--method", "hota", *walls)
+    assert "Expected a free path from source to target, found none" in message
+    assert not os.path.exists("m.brenier")
+
+
 # Work that failed: exit status 1
 
 

@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     ("name", "written"),
     [
         ("single_cell", ["branching.brenier", "branching.png"]),
+        ("floor_plan", ["plan.png", "paths.png", "paths.gif", "map.brenier"]),
         ("latent_images", ["quick/scores.json", "quick/clothes.png", "quick/style.png"]),
     ],
 )

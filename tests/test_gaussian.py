@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from brenier.errors import InputError
 from brenier.gaussian import GaussianPotential, gaussian_cost
@@ -40,3 +41,25 @@ def test_fewer_points_than_dimensions_stay_finite(n):
 def test_a_singular_covariance_is_refused_without_a_ridge():
     with pytest.raises(InputError, match="positive definite"):
         GaussianPotential.from_moments(np.zeros(2), np.diag([1.0, 0.0]), np.zeros(2), np.eye(2))
+
+
+def test_the_cost_of_a_schroedinger_bridge():
+    """`σ²` times the least relative entropy of a joint Gaussian to the free motion, by the formula for that entropy."""
+    noise, a, b, shift = 0.7, 1.3, 0.4, 0.9
+    free = np.array([[a, a], [a, a + noise**2]])
+
+    def entropy(c):
+        joint = np.array([[a, c], [c, b]])
+        moved = np.linalg.solve(free, np.array([0.0, shift]))
+        logs = np.linalg.slogdet(free)[1] - np.linalg.slogdet(joint)[1]
+        return 0.5 * (np.trace(np.linalg.solve(free, joint)) - 2.0 + shift * moved[1] + logs)
+
+    least = minimize_scalar(entropy, bounds=(-0.7, 0.7), method="bounded", options={"xatol": 1e-9})
+    moments = ([0.0], [[a]], [shift], [[b]])
+    found = gaussian_cost(*map(np.asarray, moments), noise=noise)
+    np.testing.assert_allclose(found, noise**2 * least.fun, rtol=1e-9)
+    np.testing.assert_allclose(
+        gaussian_cost(*map(np.asarray, moments), noise=1e-4),
+        gaussian_cost(*map(np.asarray, moments)),
+        rtol=1e-6,
+    )

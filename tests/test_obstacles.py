@@ -10,7 +10,8 @@ import pytest
 
 from brenier import datasets
 from brenier.errors import InputError
-from brenier.state_costs import check_passage, check_state_cost
+from brenier.passages import check_passage
+from brenier.state_costs import check_state_cost
 
 
 def softplus(z):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from brenier import state_costs
-from brenier.errors import BrenierWarning, InputError
+from brenier.errors import InputError
 from brenier.state_costs import (
     BlackBox,
     Box,
@@ -22,12 +22,10 @@ from brenier.state_costs import (
     Obstacle,
     OccupancyGrid,
     Raster,
-    Shape,
     StateCost,
     Union,
     Wall,
     as_state_cost,
-    check_passage,
     check_state_cost,
 )
 
@@ -616,73 +614,3 @@ def test_good_prices_pass_the_check():
     for cost in (Obstacle(Disc((0, 0), 1)), BlackBox(lambda x: np.exp(-x[:, 0]))):
         check_state_cost(cost, POINTS)
         check_state_cost(cost, POINTS[:0])
-
-
-# Passages
-
-LEFT = RNG.uniform((-1.25, -1), (-1, 1), (400, 2))
-RIGHT = -LEFT
-
-
-def test_a_wall_is_passed_through_its_gap_only():
-    check_passage(Obstacle(Wall(0, -0.1, 0.1, gaps=[(-0.25, 0.25)])), LEFT, RIGHT)
-    closed = Obstacle(Wall(0, -0.1, 0.1))
-    with pytest.raises(InputError, match="a free path from source to target, found none"):
-        check_passage(closed, LEFT, RIGHT)
-    with pytest.raises(InputError, match="free path"):
-        check_passage(Obstacle(closed.shape, 1.0, softness=0.1), LEFT, RIGHT)
-    # nothing is known about a function
-    check_passage(JaxFunction(lambda x: 100.0 * (jnp.abs(x[0]) < 0.1)), LEFT, RIGHT)
-
-
-def test_a_narrow_passage_is_found_on_a_finer_grid():
-    # 1/400 of the extent; the coarse nodes are 1/150 of it apart
-    check_passage(Obstacle(Wall(0, -0.1, 0.1, gaps=[(0.3, 0.3065)])), LEFT, RIGHT)
-    with pytest.raises(InputError, match="free path"):
-        check_passage(Obstacle(Wall(0, -0.1, 0.1, gaps=[(0.3, 0.3001)])), LEFT, RIGHT)
-
-
-def test_the_way_may_lead_far_around():
-    check_passage(Obstacle(Box((-0.1, -20), (0.1, 20))), LEFT, RIGHT)
-
-
-def test_a_picture_blocks_the_way_too():
-    maze = np.zeros((9, 9), bool)
-    maze[:, 4] = True
-    extent = (-1.5, 1.5, -1.5, 1.5)
-    with pytest.raises(InputError, match="free path"):
-        check_passage(OccupancyGrid(maze, extent, outside="wall"), LEFT, RIGHT)
-    check_passage(OccupancyGrid(maze, extent), LEFT, RIGHT)  # around the picture
-    maze[7, 4] = False
-    check_passage(OccupancyGrid(maze, extent, outside="wall"), LEFT, RIGHT)
-
-
-def test_points_that_are_cut_off_are_counted():
-    cell = Complement(Box((-3, -3), (3, 3)))
-    wall = Wall(0, -0.1, 0.1)
-    both = np.concatenate([LEFT[:100], RIGHT[:300]])
-    with pytest.warns(BrenierWarning, match=r"25\.00% of the source points have no free path"):
-        check_passage(Obstacle(wall), both, RIGHT)
-    with pytest.warns(BrenierWarning, match=r"25\.00% of the target points have no free path"):
-        check_passage(Obstacle(Union(wall, cell)), RIGHT, both)
-    check_passage(Obstacle(wall), both, both)
-
-
-@pytest.mark.parametrize("dim", [2, 3])
-def test_points_in_the_obstacle_are_counted(dim):
-    x, y = np.zeros((200, dim)), np.zeros((200, dim))
-    x[:, 0], y[:, 0] = np.linspace(-2, -1, 200), np.linspace(1, 2, 200)
-    with pytest.warns(BrenierWarning, match=r"5\.00% of the source .* \(10 of 200\)"):
-        check_passage(Obstacle(Disc(x[0], x[10, 0] - x[0, 0])), x, y)
-    with pytest.raises(InputError, match=r"Expected target points outside .* found all 200 inside"):
-        check_passage(Obstacle(Disc(y[0], 3 / 2)), x, y)
-
-
-def test_a_check_of_a_shape_written_by_a_user():
-    class Corner(Shape):
-        def distance(self, x):
-            return jnp.max(x)
-
-    assert not Corner().inside(jnp.array([-1.0, 0.0]))
-    with pytest.raises(InputError, match="source points outside"):
-        check_passage(Obstacle(Corner()), LEFT - 5, RIGHT)

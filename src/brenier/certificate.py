@@ -30,8 +30,9 @@ from jaxtyping import Array, Int
 from scipy.optimize import linear_sum_assignment
 
 from brenier.costs import Cost, Quadratic, unframed
+from brenier.drifts import Drift
 from brenier.errors import InputError
-from brenier.flow import FlowTransport, Paths, simulate, velocities
+from brenier.flow import FlowTransport, Paths, drifts, simulate, velocities
 from brenier.hamiltonian import pde_residual
 from brenier.hopf_lax import solve_feet
 from brenier.metrics import crossing_share, total_variance
@@ -152,11 +153,11 @@ def certificate(
     `E|∇ψ - T*|² <= 2β (OT(μ, ν) - D)` and `E|T - ∇ψ|² <= 2β E e(x, T(x))`. For the inverse the
     strong convexity `λ` of `ψ` takes the place of `1/β`.
 
-    With a state cost `U` or noise `σ` the bounds are dynamic. For every control, by Itô's formula,
+    With a state cost `U`, a base drift `f` or noise `σ` the bounds are dynamic. For every control, by Itô's formula,
 
         E ∫ L + U dt >= E_ν u(1, ·) - E_μ u(0, ·) - ∫ sup_x r(t, x) dt
 
-    with the residual `r = ∂t u + H(∇u) - U + ½σ²Δu`, whose supremum is taken over sampled places:
+    with the residual `r = ∂t u + f·∇u + H(∇u) - U + ½σ²Δu`, whose supremum is taken over sampled places:
     along the paths and straight lines, and around them. The upper bound is the cost of simulated
     paths, each steered at constant speed to a target point of its own.
 
@@ -197,7 +198,9 @@ def certificate(
     if not 0.0 < level < 1.0:
         raise InputError(f"Expected a level between 0 and 1, found {level!r}.")
     rng = np.random.default_rng(seed)
-    moving = isinstance(transport, FlowTransport) and transport.noise > 0.0
+    moving = isinstance(transport, FlowTransport) and (
+        transport.noise > 0.0 or transport.drift is not None
+    )
     dynamic = moving or state_cost is not None
     n = min(len(x), len(y), _STEERED if dynamic else MAX_POINTS)
     # Rows of both sides in orders of their own: some users keep the image of a point in its row.
@@ -448,9 +451,15 @@ def _interval(lows: np.ndarray, highs: np.ndarray, level: float) -> tuple[float,
 def _dynamic(
     transport: Any, x: np.ndarray, y: np.ndarray, state_cost: Any, level: float, rng: Any
 ) -> Certificate:
-    noise = float(getattr(transport, "noise", 0.0) * transport.frame.scale)
-    cost = unframed(transport.cost)
-    problem = TransportProblem(x, y, cost=cost, state_cost=state_cost, noise=noise)
+    flow = isinstance(transport, FlowTransport)
+    problem = TransportProblem(
+        x,
+        y,
+        cost=unframed(transport.cost),
+        state_cost=state_cost,
+        noise=float(transport.noise * transport.frame.scale) if flow else 0.0,
+        drift=transport.base_drift if flow else None,
+    )
     u = transport.potential
     key = jax.random.key(int(rng.integers(2**31)))
     with jax.enable_x64(True):
@@ -504,10 +513,12 @@ def _steered(u: Potential, problem: TransportProblem, paths: Paths, missing: Poi
 
     def along(total: jax.Array, node: Any) -> tuple[jax.Array, None]:
         t, dt, x = node
-        v = velocities(u, problem, jnp.broadcast_to(t, len(x)), x) + missing
+        at, there = jnp.broadcast_to(t, len(x)), x + t * missing
+        v = velocities(u, problem, at, x) + missing
+        v = v + drifts(problem, at, x) - drifts(problem, at, there)  # it is elsewhere now
         price = jax.vmap(problem.cost.lagrangian)(v)
         if problem.state_cost is not None:
-            price = price + jax.vmap(problem.state_cost)(x + t * missing)
+            price = price + jax.vmap(problem.state_cost)(there)
         return total + dt * price, None
 
     nodes = paths.times[:-1], jnp.diff(paths.times), paths.points[:-1]
@@ -526,14 +537,20 @@ def _places(paths: Paths, x: np.ndarray, y: np.ndarray, rng: Any) -> Any:
 
 
 def _worst_residual(u: Potential, problem: TransportProblem, t: jax.Array, x: Points) -> jax.Array:
-    return _maximum(u, problem.cost, problem.state_cost, problem.noise, t, x)
+    return _maximum(u, problem.cost, problem.state_cost, problem.drift, problem.noise, t, x)
 
 
 @eqx.filter_jit
 def _maximum(
-    u: Potential, cost: Cost, state_cost: Any, noise: float, t: jax.Array, x: Points
+    u: Potential,
+    cost: Cost,
+    state_cost: Any,
+    drift: Drift | None,
+    noise: float,
+    t: jax.Array,
+    x: Points,
 ) -> jax.Array:
     def residual(x: Point) -> Scalar:
-        return pde_residual(u, cost, t, x, state_cost=state_cost, noise=noise)
+        return pde_residual(u, cost, t, x, state_cost=state_cost, noise=noise, drift=drift)
 
     return jnp.max(jax.lax.map(residual, x, batch_size=1024))

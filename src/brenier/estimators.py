@@ -297,6 +297,7 @@ class HOTATransport(TransportEstimator):
         state_cost: the price `U(x) >= 0` per unit time of being at `x`: a function of one point, JAX or not, a shape or
             list of shapes, or any `brenier.state_costs.StateCost`.
         noise: `σ >= 0`. With noise the map is random and has no inverse.
+        drift: `f(t, x)`, where points go by themselves, of a time and one point (d,); in JAX.
         preset: "default", or "published" for the paper's recipe; options left at `None` take its values.
         steps: optimiser steps.
         batch_size: samples a side and step.
@@ -304,6 +305,7 @@ class HOTATransport(TransportEstimator):
         network: "film", "mlp" or an equinox module `u(t, x)`.
         control_weight: of the Hamilton–Jacobi equation against the match at the end.
         acceleration_weight: of the penalty on turning.
+        search: whether ways around an obstacle in the plane are looked for on a grid first: for mazes and floor plans.
         validation: share of the samples held out for scores.
         time_budget: seconds for the whole fit, compilation included.
         random_state: an int reproduces bits on the same machine; `None` draws a new seed.
@@ -327,6 +329,7 @@ class HOTATransport(TransportEstimator):
         state_cost: Any = None,
         noise: float = 0.0,
         *,
+        drift: Any = None,
         preset: str = "default",
         steps: int | None = None,
         batch_size: int | None = None,
@@ -334,6 +337,7 @@ class HOTATransport(TransportEstimator):
         network: str | eqx.Module | None = None,
         control_weight: float | None = None,
         acceleration_weight: float = 0.0,
+        search: bool = False,
         validation: float = 0.1,
         time_budget: float | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -341,6 +345,7 @@ class HOTATransport(TransportEstimator):
     ):
         self.state_cost = state_cost
         self.noise = noise
+        self.drift = drift
         self.preset = preset
         self.steps = steps
         self.batch_size = batch_size
@@ -348,6 +353,7 @@ class HOTATransport(TransportEstimator):
         self.network = network
         self.control_weight = control_weight
         self.acceleration_weight = acceleration_weight
+        self.search = search
         self.validation = validation
         self.time_budget = time_budget
         self.random_state = random_state
@@ -358,7 +364,12 @@ class HOTATransport(TransportEstimator):
 
     def _problem(self, source: Any, target: Any, **labels: Any) -> TransportProblem:
         return TransportProblem(
-            source, target, state_cost=self.state_cost, noise=self.noise, **labels
+            source,
+            target,
+            state_cost=self.state_cost,
+            noise=self.noise,
+            drift=self.drift,
+            **labels,
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Transport along the flow of a potential, `dx = ∇H(∇u(t, x)) dt + σ dW`, solved as it is asked for."""
+"""Transport along the flow of a potential, `dx = (f + ∇H(∇u)) dt + σ dW`, solved as it is asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, FramedPotential
 from brenier.costs import Cost
+from brenier.drifts import Drift, FramedDrift
 from brenier.errors import DivergenceError, UnsupportedProblemError
 from brenier.hamiltonian import velocity
 from brenier.problem import TransportProblem
@@ -27,7 +28,7 @@ _NOISE_STEPS = 300
 
 
 class FlowTransport(Transport):
-    """Maps by integrating the velocity `∇H(∇u)`: an ODE, adaptively, or an SDE with `σ > 0`.
+    """Maps by integrating the velocity `f + ∇H(∇u)`: an ODE, adaptively, or an SDE with `σ > 0`.
 
     With noise the maps are random: a point's path depends on its row and on `seed`, and the same call gives the same
     path. There is no inverse then, for the way back of a diffusion needs its density.
@@ -39,6 +40,7 @@ class FlowTransport(Transport):
         noise: `σ` in the frame's coordinates.
         seed: of the noise.
         steps: Euler steps of equal length; 0 for adaptive ones (300 with noise).
+        drift: `f(t, z)` in the frame's coordinates, or `None`; the frame is then at rest.
     """
 
     network: Potential
@@ -47,6 +49,7 @@ class FlowTransport(Transport):
     noise: float = eqx.field(static=True, default=0.0)
     seed: int = eqx.field(static=True, default=0)
     steps: int = eqx.field(static=True, default=0)
+    drift: Drift | None = None
 
     @property
     def dim(self) -> int:
@@ -59,6 +62,14 @@ class FlowTransport(Transport):
     @property
     def potential(self) -> FramedPotential:
         return FramedPotential(self.network, self.frame, self.cost)
+
+    @property
+    def base_drift(self) -> Drift | None:
+        """`f(t, x)` in the coordinates and units of the data, or `None`."""
+        if self.drift is None:
+            return None
+        center = -self.frame.source_center / self.frame.scale
+        return FramedDrift(self.drift, Frame(center, center, np.asarray(1.0 / self.frame.scale)))
 
     def forward(self, x: ArrayLike) -> ArrayLike:
         return self._flow(0.0, x, [1.0])[0]
@@ -81,7 +92,7 @@ class FlowTransport(Transport):
         return self._flow(1.0, y, [check_time(t)])[0]
 
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
-        return framed_velocity(self.network, self.frame, self.cost, check_time(t), x)
+        return framed_velocity(self.network, self.frame, self.cost, check_time(t), x, self.drift)
 
     def trajectory(self, x: ArrayLike, times: Any) -> ArrayLike:
         return self._flow(0.0, x, [check_time(t) for t in np.atleast_1d(times)])
@@ -155,7 +166,7 @@ def simulate(
     offset: Scalar | None = None,
     scheme: Literal["euler", "heun"] = "euler",
 ) -> Paths:
-    """Paths of `dx = ∇H(∇u) dt + σ dW` from `x`, (n, d), and their costs at the left ends of the steps.
+    """Paths of `dx = (f + ∇H(∇u)) dt + σ dW` from `x`, (n, d), and their costs at the left ends of the steps.
 
     Args:
         u: the potential, in the coordinates of `problem`.
@@ -177,18 +188,20 @@ def simulate(
     def advance(x: Points, interval: tuple[Scalar, Scalar, Key]) -> tuple[Points, Any]:
         start, end, key = interval
         dt = end - start
-        v = velocities(u, problem, jnp.broadcast_to(start, len(x)), x)
+        at_start, at_end = (jnp.broadcast_to(t, len(x)) for t in (start, end))
+        v = velocities(u, problem, at_start, x)
+        rate = v + drifts(problem, at_start, x)
         kinetic = jax.vmap(problem.cost.lagrangian)(v)
         state = jnp.zeros(len(x), x.dtype)
         if problem.state_cost is not None:
             state = jax.vmap(problem.state_cost)(x)
-        moved = x + dt * v
+        moved = x + dt * rate
         if problem.noise:
             noise = jax.random.normal(key, x.shape, x.dtype)
             moved = moved + problem.noise * jnp.sqrt(dt) * noise
         if scheme == "heun":
-            there = velocities(u, problem, jnp.broadcast_to(end, len(x)), moved)
-            moved = moved + 0.5 * dt * (there - v)
+            there = velocities(u, problem, at_end, moved) + drifts(problem, at_end, moved)
+            moved = moved + 0.5 * dt * (there - rate)
         return moved, (moved, dt * kinetic, dt * state)
 
     keys = jax.random.split(key, len(times) - 1)
@@ -200,8 +213,13 @@ def simulate(
 def velocities(
     u: Potential, problem: TransportProblem, t: Float[Array, "n"], x: Points
 ) -> Float[Array, "n d"]:
-    """`∇H(∇u)` at times (n,) and points (n, d)."""
+    """`v = ∇H(∇u)` at times (n,) and points (n, d)."""
     return jax.vmap(lambda t, x: velocity(u, problem.cost, t, x))(t, x)
+
+
+def drifts(problem: TransportProblem, t: Float[Array, "n"], x: Points) -> Float[Array, "n d"]:
+    """`f` at times (n,) and points (n, d): 0 where there is none."""
+    return jnp.zeros_like(x) if problem.drift is None else problem.drift.at(t, x)
 
 
 @eqx.filter_jit
@@ -219,10 +237,12 @@ def _displacements(
     end = 1.0 - start
 
     def field(t: Any, z: Point, _: Any) -> Point:
-        return velocity(flow.network, flow.cost, jnp.asarray(t, z.dtype), z)
+        t = jnp.asarray(t, z.dtype)
+        v = velocity(flow.network, flow.cost, t, z)
+        return v if flow.drift is None else v + flow.drift(t, z)
 
     def one(z: Point, i: Array) -> Float[Array, "k d"]:
-        drift = diffrax.ODETerm(field)
+        motion = diffrax.ODETerm(field)
         steps = flow.steps or (_NOISE_STEPS if flow.noise else 0)
         if flow.noise:
             own = jax.random.fold_in(key, i)
@@ -230,9 +250,9 @@ def _displacements(
             diffusion = diffrax.ControlTerm(
                 lambda t, z, _: flow.noise * jnp.eye(len(z), dtype=z.dtype), path
             )
-            terms, solver = diffrax.MultiTerm(drift, diffusion), diffrax.Euler()
+            terms, solver = diffrax.MultiTerm(motion, diffusion), diffrax.Euler()
         else:
-            terms, solver = drift, diffrax.Euler() if steps else diffrax.Tsit5()
+            terms, solver = motion, diffrax.Euler() if steps else diffrax.Tsit5()
         if steps:
             controller = diffrax.ConstantStepSize()
         else:

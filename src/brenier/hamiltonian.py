@@ -1,9 +1,9 @@
 """Hamilton–Jacobi operators: pure functions of a potential `u(t, x)`, a cost and one point.
 
-The convention of the whole library: `∂t u + H(∇u) - U + ½σ² Δu = 0` on t in [0, 1] with `H = L*`, state cost `U >= 0`,
-noise `σ` and velocity `v = ∇H(∇u)`. Without state cost and noise the characteristics are straight lines along which
-`∇u` is constant and `u` grows at rate `p·∇H(p) - H(p) = L(∇H(p))`. Everything here acts on one point `x` of shape (d,)
-and one time; use `jax.vmap`.
+The convention of the whole library: `∂t u + f·∇u + H(∇u) - U + ½σ² Δu = 0` on t in [0, 1] with `H = L*`, state cost
+`U >= 0`, noise `σ`, base drift `f` and velocity `v = ∇H(∇u)` beside it. Without these three the characteristics are
+straight lines along which `∇u` is constant and `u` grows at rate `p·∇H(p) - H(p) = L(∇H(p))`. Everything here acts on
+one point `x` of shape (d,) and one time; use `jax.vmap`.
 
 References:
     Park, Liu, Zhou and Osher, *Neural Hamilton–Jacobi Characteristic Flows for Optimal Transport*, ICLR 2026.
@@ -83,15 +83,19 @@ def pde_residual(
     *,
     state_cost: Callable[[Point], Scalar] | None = None,
     noise: float = 0.0,
+    drift: Callable[[Scalar, Point], Point] | None = None,
 ) -> Scalar:
-    """The plain Hamilton–Jacobi residual `∂t u + H(∇u) - U(x) + ½σ² Δu`, with `H = L*` of the cost.
+    """The plain Hamilton–Jacobi residual `∂t u + f·∇u + H(∇u) - U(x) + ½σ² Δu`, with `H = L*` of the cost.
 
     Args:
         state_cost: `U >= 0`, evaluated and never differentiated in `t` or `u`.
         noise: `σ`.
+        drift: `f(t, x)`, likewise.
     """
     du_dt, p = jax.grad(u, argnums=(0, 1))(t, x)
     residual = du_dt + cost.hamiltonian(p)
+    if drift is not None:
+        residual = residual + drift(t, x) @ p
     if state_cost is not None:
         residual = residual - state_cost(x)
     if noise:
@@ -118,15 +122,23 @@ def laplacian(
     return jnp.sum(curvatures) if probes is None else jnp.mean(curvatures)
 
 
-def turning(u: Potential, cost: Cost, t: Scalar, x: Point) -> Point:
-    """How fast the direction of motion turns along its own flow, `d/dt (v / |v|)`: zero on straight lines.
+def turning(
+    u: Potential,
+    cost: Cost,
+    t: Scalar,
+    x: Point,
+    drift: Callable[[Scalar, Point], Point] | None = None,
+) -> Point:
+    """How fast the direction of `v` turns along the flow, `d/dt (v / |v|)`: zero on straight lines.
 
-    The angular acceleration of HOTA's regulariser.
+    The angular acceleration of HOTA's regulariser; the flow is that of `v`, and of the base drift where there is one.
     """
 
     def direction(t: Scalar, x: Point) -> Point:
         v = velocity(u, cost, t, x)
         return v / (jnp.sqrt(v @ v + jnp.finfo(x.dtype).eps) + 1e-8)
 
-    along = jnp.ones_like(t), velocity(u, cost, t, x)
-    return jax.jvp(direction, (t, x), along)[1]
+    motion = velocity(u, cost, t, x)
+    if drift is not None:
+        motion = motion + drift(t, x)
+    return jax.jvp(direction, (t, x), (jnp.ones_like(t), motion))[1]

@@ -53,7 +53,7 @@ def fit_many(
 
     Args:
         problems: of one dimension, precision and cost, with batches of one size: sides smaller than the method's batch
-            must be equally many. Without noise and state cost.
+            must be equally many. Without noise, state cost and drift.
         method: how to solve all of them.
         key: of all randomness; `jax.random.key(0)` by default.
         steps, time_budget, validation, early_stopping: as in `fit`, for each; the time is that of all together.
@@ -63,7 +63,7 @@ def fit_many(
 
     Raises:
         InputError: no problems, problems of different kinds, arguments out of range.
-        UnsupportedProblemError: noise or a state cost; what the method cannot solve.
+        UnsupportedProblemError: noise, a state cost or a drift; what the method cannot solve.
 
     Example:
         >>> problems = [TransportProblem(x[rows], y) for rows in bootstrap_rows]  # doctest: +SKIP
@@ -74,9 +74,9 @@ def fit_many(
         raise InputError("Expected at least one problem, found none.")
     for problem in problems:
         method.check(problem)
-        if problem.noise or problem.state_cost is not None:
+        if problem.noise or problem.state_cost is not None or problem.drift is not None:
             raise UnsupportedProblemError(
-                "fit_many takes problems without noise and state_cost; solve these with fit, one by one."
+                "fit_many takes problems without noise, state_cost and drift; solve these with fit, one by one."
             )
         if problem.dim != problems[0].dim:
             raise InputError(

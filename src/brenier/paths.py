@@ -4,12 +4,15 @@ A path has nodes `x_0, …, x_k` at equal distances `τ` from its start to time 
 
     J = Σ_j |x_{j+1} - x_j|²/2τ + τ Σ_{j ≥ 1} w_j U(x_j) - g(x_k),    w_k = ½, otherwise 1,
 
-and the minimiser is the optimal way on from `x_0`. `U` may jump, so it is seen through a Gaussian blur, whose value
-and slope are averages of `U` itself at points nearby (Stein's identity): `∇U_h(x) = E[U(x + h e) e] / h`.
+and the minimiser is the optimal way on from `x_0`. With a base drift `f` only what the control adds is paid for:
+`x_{j+1} - x_j - τ f` takes the place of `x_{j+1} - x_j`, with `f` in the middle between both nodes.
+
+`U` may jump, so it is seen through a Gaussian blur, whose value and slope are averages of `U` itself at points nearby
+(Stein's identity): `∇U_h(x) = E[U(x + h e) e] / h`.
 
 Newton's system is block tridiagonal and solved by elimination from the end, as in linear-quadratic control. In place
 of the curvature of `U_h` stands `∇U ∇Uᵀ / U`, exact where `U_h` decays exponentially, as it does before a wall, and
-never negative.
+never negative; the curvature of `f` is left out, and in many dimensions its slope as well.
 
 All paths of a bundle are improved at once: nodes (k + 1, n, d), start times (n,).
 
@@ -27,13 +30,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from brenier.typing import Points, Scalar
+from brenier.typing import Point, Points, Scalar
 
 Prices = Callable[[Float[Array, "k n d"]], tuple[Float[Array, "k n"], Float[Array, "k n d"]]]
 """The state cost at nodes: values and slopes."""
 
 Worth = Callable[[Points], Float[Array, "n"]]
 """`g` at points (n, d)."""
+
+Field = Callable[[Scalar, Point], Point]
+"""`f(t, x)`, at one point."""
 
 _FULL_BLOCKS = 16  # dimension up to which a node has a matrix of its own; beyond, a number
 _SMALLEST = 1e-6  # price below which there is nothing to divide by
@@ -81,9 +87,10 @@ def action(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
     prices: Float[Array, "k n"],
+    drift: Field | None = None,
 ) -> Float[Array, "n"]:
     """What paths cost, their ends' worth left out; `prices` at the nodes after the first."""
-    kinetic, state = running(paths, starts, prices)
+    kinetic, state = running(paths, starts, prices, drift)
     return jnp.sum(kinetic + state, axis=0)
 
 
@@ -91,10 +98,37 @@ def running(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
     prices: Float[Array, "k n"],
+    drift: Field | None = None,
 ) -> tuple[Float[Array, "k n"], Float[Array, "k n"]]:
     """The kinetic and the state cost of each interval."""
     tau = interval(paths, starts)[None]
-    return 0.5 * jnp.sum(jnp.diff(paths, axis=0) ** 2, -1) / tau, tau * _weights(paths) * prices
+    steps = controlled(paths, starts, drift)
+    return 0.5 * jnp.sum(steps**2, -1) / tau, tau * _weights(paths) * prices
+
+
+def controlled(
+    paths: Float[Array, "nodes n d"], starts: Float[Array, "n"], drift: Field | None = None
+) -> Float[Array, "k n d"]:
+    """How far each interval leads beyond where the drift alone would: `τ v`.
+
+    Example:
+        >>> still = jnp.zeros((3, 1, 2))
+        >>> controlled(still, jnp.zeros(1), lambda t, x: jnp.array([1.0, 0.0]))[:, 0].tolist()
+        [[-0.5, 0.0], [-0.5, 0.0]]
+    """
+    steps = jnp.diff(paths, axis=0)
+    if drift is None:
+        return steps
+    tau = interval(paths, starts)[None, :, None]
+    return steps - tau * jax.vmap(jax.vmap(drift))(*_middles(paths, starts))
+
+
+def _middles(
+    paths: Float[Array, "nodes n d"], starts: Float[Array, "n"]
+) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
+    """Times and places in the middle of each interval."""
+    half = jnp.arange(len(paths) - 1, dtype=paths.dtype)[:, None] + 0.5
+    return starts[None] + half * interval(paths, starts)[None], 0.5 * (paths[1:] + paths[:-1])
 
 
 def interval(paths: Float[Array, "nodes n d"], starts: Float[Array, "n"]) -> Float[Array, "n"]:
@@ -114,6 +148,7 @@ def improve(
     worth: Worth,
     tolerance: float = 1e-4,
     stiffness: Float[Array, "n"] | float = 0.0,
+    drift: Field | None = None,
 ) -> Improved:
     """One damped Newton step of each path, taken where it does not raise its action by more than `tolerance`.
 
@@ -125,6 +160,7 @@ def improve(
         worth: `g`, differentiable.
         tolerance: of the comparison.
         stiffness: curvature of `-g` at the ends, as far as it is known.
+        drift: `f`, differentiable.
 
     Example:
         >>> still = jnp.zeros((5, 1, 2))
@@ -137,13 +173,13 @@ def improve(
     values, slopes = prices(paths[1:])
     worths, slope_of = jax.vjp(worth, paths[-1])
     (pull,) = slope_of(jnp.ones_like(worths))
-    before = action(paths, starts, values) - worths
+    before = action(paths, starts, values, drift) - worths
 
     # The system times τ: second differences, and what the state cost adds to them.
-    step = jnp.diff(paths, axis=0)
-    ahead = jnp.concatenate([step[1:], (tau[:, None] * pull)[None]])
+    step, turned = jax.vjp(lambda paths: controlled(paths, starts, drift), paths)
+    (gradient,) = turned(step)
     share = tau[None] ** 2 * weights
-    gradient = step - ahead + share[..., None] * slopes
+    gradient = gradient[1:].at[-1].add(-tau[:, None] * pull) + share[..., None] * slopes
     bend = share / jnp.maximum(values, _SMALLEST)
     kinetic = jnp.full((len(step), len(tau)), 2.0, paths.dtype).at[-1].set(1.0 + tau * stiffness)
     if paths.shape[-1] <= _FULL_BLOCKS:
@@ -152,10 +188,13 @@ def improve(
     else:
         outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
     firm = (kinetic + damping[None])[..., None, None]
-    blocks = bend[..., None, None] * outer + firm * eye[None, None]
-    moved = paths.at[1:].add(_solved(blocks, -gradient))
+    blocks, across = bend[..., None, None] * outer + firm * eye[None, None], None
+    if drift is not None and paths.shape[-1] <= _FULL_BLOCKS:
+        more, across = _carried(paths, starts, drift)
+        blocks = blocks + more
+    moved = paths.at[1:].add(_solved(blocks, across, -gradient))
 
-    after = action(moved, starts, prices(moved[1:])[0]) - worth(moved[-1])
+    after = action(moved, starts, prices(moved[1:])[0], drift) - worth(moved[-1])
     accepted = after <= before + tolerance
     low, high = _DAMPING
     return Improved(
@@ -167,22 +206,46 @@ def improve(
     )
 
 
-def _solved(blocks: Float[Array, "k n b b"], right: Float[Array, "k n d"]) -> Float[Array, "k n d"]:
-    """The solution of block tridiagonal systems whose off-diagonal blocks are `-I`."""
+def _carried(
+    paths: Float[Array, "nodes n d"], starts: Float[Array, "n"], drift: Field
+) -> tuple[Float[Array, "k n d d"], Float[Array, "k n d d"]]:
+    """What a drift changes in Newton's system: to be added to the diagonal blocks, and `C` for `_solved`.
+
+    With `F = τ ∇f / 2` on an interval, its end counts by `I - F` and its start by `-(I + F)`.
+    """
+    slopes = jax.vmap(jax.vmap(jax.jacfwd(drift, argnums=1)))(*_middles(paths, starts))
+    slopes = 0.5 * interval(paths, starts)[None, :, None, None] * slopes
+    mirrored = jnp.swapaxes(slopes, -1, -2)
+    both, square = slopes + mirrored, mirrored @ slopes
+    more = (square - both).at[:-1].add((square + both)[1:])
+    across = jnp.eye(paths.shape[-1], dtype=paths.dtype)[None, None] + slopes - mirrored - square
+    return more, jnp.concatenate([across[1:], jnp.zeros_like(across[:1])])
+
+
+def _solved(
+    blocks: Float[Array, "k n b b"],
+    across: Float[Array, "k n b b"] | None,
+    right: Float[Array, "k n d"],
+) -> Float[Array, "k n d"]:
+    """The solution of symmetric block tridiagonal systems with the blocks `-C` below the diagonal, `C = I` if none."""
 
     def eliminate(carry, row):  # of the node after: S⁻¹ and the right-hand side
         inverse, rest = carry
-        block, own = row
-        inverse, rest = _inverse(block - inverse), own + _apply(inverse, rest)
-        return (inverse, rest), (inverse, rest)
+        block, own, link = row
+        seen, rest = inverse, _apply(inverse, rest)
+        if link is not None:
+            back = jnp.swapaxes(link, -1, -2)
+            seen, rest = back @ inverse @ link, _apply(back, rest)
+        inverse, rest = _inverse(block - seen), own + rest
+        return (inverse, rest), (inverse, rest, link)
 
     nothing = jnp.zeros_like(blocks[0]), jnp.zeros_like(right[0])
-    _, eliminated = jax.lax.scan(eliminate, nothing, (blocks, right), reverse=True)
+    _, eliminated = jax.lax.scan(eliminate, nothing, (blocks, right, across), reverse=True)
 
     def substitute(before, row):
-        inverse, rest = row
+        inverse, rest, link = row
         found = _apply(inverse, rest + before)
-        return found, found
+        return found if link is None else _apply(link, found), found
 
     return jax.lax.scan(substitute, nothing[1], eliminated)[1]
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from brenier.classes import with_classes
 from brenier.costs import Cost, as_cost
+from brenier.drifts import Drift, as_drift
 from brenier.errors import InputError
 from brenier.samplers import Sampler, as_sampler
 from brenier.state_costs import StateCost, as_state_cost
 
 
 class TransportProblem:
-    """Dynamic optimal transport: minimise `E ∫ L(v) + U(x) dt` over `dx = v dt + σ dW`, `x₀ ~ μ`, `x₁ ~ ν`.
+    """Dynamic optimal transport: minimise `E ∫ L(v) + U(x) dt` over `dx = (f + v) dt + σ dW`, `x₀ ~ μ`, `x₁ ~ ν`.
 
     Args:
         source, target: samples of `μ` and `ν`: an array (n, d); what stays on disk: a memory-mapped `.npy`, or the
@@ -26,11 +27,14 @@ class TransportProblem:
         state_cost: `U(x) >= 0`, the price of being at `x` per unit time: a `brenier.state_costs.StateCost`, shapes,
             or a function of one point (or of a batch, with an attribute `batched = True`), in JAX or not.
         noise: `σ >= 0`.
+        drift: `f(t, x)`, where particles go by themselves: a function of a time and one point (d,) that JAX can trace,
+            or a `brenier.drifts.Drift`; none by default.
         source_labels, target_labels: the class of each row of the arrays, whole numbers or strings; then each class is
             to be moved onto the class of the same label. Points labelled -1 are left out.
 
     Raises:
-        InputError: data or labels that cannot be used, different dimensions, negative noise.
+        InputError: data or labels that cannot be used, different dimensions, negative noise; a price or a drift
+            of the wrong shape.
 
     Example:
         >>> problem = TransportProblem(np.eye(3), np.eye(3) + 1.0)
@@ -46,6 +50,7 @@ class TransportProblem:
         state_cost: Any = None,
         noise: float = 0.0,
         *,
+        drift: Any = None,
         source_labels: Any = None,
         target_labels: Any = None,
     ):
@@ -70,6 +75,9 @@ class TransportProblem:
             points = self.source.pool(16, 0)
             self.state_cost = as_state_cost(state_cost, self.dim, self.dtype, points=points)
         self.noise = float(noise)
+        self.drift: Drift | None = None
+        if drift is not None:
+            self.drift = as_drift(drift, self.dim, self.dtype)
 
     @property
     def dim(self) -> int:
@@ -94,6 +102,7 @@ class TransportProblem:
             "cost": self.cost,
             "state_cost": self.state_cost,
             "noise": self.noise,
+            "drift": self.drift,
         }
         return TransportProblem(**(arguments | changes))
 

@@ -53,9 +53,9 @@ class Programs:
     ) -> Programs:
         """Those of an earlier fit of the same kind, where there was one.
 
-        A state cost, and a method or a cost that holds arrays, have programs of their own.
+        A state cost, a drift, and a method or a cost that holds arrays, have programs of their own.
         """
-        if problem.state_cost is not None:
+        if problem.state_cost is not None or problem.drift is not None:
             return cls(method, problem, stacked, mesh)
         facts = (problem.dim, problem.dtype, problem.noise, problem.cost, len(problem.classes))
         kind = (method, *facts, stacked, mesh)

@@ -10,6 +10,7 @@ import platform
 import numpy as np
 
 from brenier.costs import fingerprint
+from brenier.drifts import probed
 from brenier.problem import TransportProblem
 
 PROBED = 1000
@@ -34,6 +35,13 @@ def state_cost_hash(problem: TransportProblem) -> str | None:
 def cost_at_probes(problem: TransportProblem) -> list[float]:
     """What tells the cost from another, to the digits that do not depend on where it is computed."""
     return [float(f"{c:.4g}") for c in fingerprint(problem.cost, problem.dim)]
+
+
+def drift_at_probes(problem: TransportProblem) -> list[float] | None:
+    """The same for the base drift."""
+    if problem.drift is None:
+        return None
+    return [float(f"{f:.4g}") for f in probed(problem.drift, problem.dim)]
 
 
 def versions() -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from brenier.checkpoint import packed, read_checkpoint, unpacked, write_checkpoi
 from brenier.coordinates import Frame
 from brenier.costs import framed, price
 from brenier.devices import check_shares, everywhere, here, in_parts
+from brenier.drifts import FramedDrift, check_drift
 from brenier.errors import BrenierWarning, DivergenceError, InputError
 from brenier.hosts import Hosts
 from brenier.methods import Method
+from brenier.passages import check_passage, check_paths
 from brenier.plan import CHUNK, Plan
 from brenier.problem import TransportProblem
 from brenier.programs import Programs
@@ -32,13 +35,14 @@ from brenier.provenance import (
     PROBED,
     cost_at_probes,
     data_hash,
+    drift_at_probes,
     state_cost_hash,
     surroundings,
     versions,
 )
 from brenier.samplers import POOL, Sampler
 from brenier.solution import STATUS, Metadata, Solution
-from brenier.state_costs import FramedStateCost, check_passage, check_state_cost
+from brenier.state_costs import BlackBox, FramedStateCost, check_state_cost
 from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import HeldOut, dual_cost, seed_of, split_sides, verdict, worse_than_linear
@@ -85,12 +89,10 @@ class Run:
         )
         source, target, x_held, y_held = split_sides(problem, validation, key)
         x_pool, y_pool = source.pool(POOL, seed), target.pool(POOL, seed)
-        if problem.state_cost is not None:
-            around = surroundings(x_pool, y_pool, seed).astype(problem.dtype)
-            check_state_cost(problem.state_cost, around)
-            check_passage(problem.state_cost, x_pool[:PROBED], y_pool[:PROBED])
-        # A state cost stands still, and so must its frame.
-        moving = problem.cost.galilean and problem.state_cost is None
+        # What depends on the place stands still, and so must the frame.
+        moving = problem.cost.galilean and problem.state_cost is None and problem.drift is None
+        if not moving:
+            _check_surroundings(problem, x_pool, y_pool, seed)
         self.frame = (
             Frame.from_samples(x_pool, y_pool, galilean=moving)
             if method.scaled
@@ -107,6 +109,7 @@ class Run:
             state_cost=problem.state_cost
             and FramedStateCost(problem.state_cost, self.frame, self.unit),
             noise=problem.noise / scale,
+            drift=problem.drift and FramedDrift(problem.drift, self.frame),
         )
         self.held_out: HeldOut | None = None
         if x_held is not None and y_held is not None:
@@ -188,10 +191,11 @@ class Run:
         advance = self.programs.advance(arguments)
         plan.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        with self.hosts.computing():
+        asked = partial(_asked, self.problem)
+        with self.hosts.computing(), asked():
             self.state, metrics = advance(*arguments)
         self.hosts.later(self.look_ahead)
-        with self.hosts.computing():
+        with self.hosts.computing(), asked():
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         plan.run_seconds += time.perf_counter() - start
         state = self.state
@@ -363,6 +367,7 @@ class Run:
             cost_at_probes=cost_at_probes(self.problem),
             classes=classes,
             state_cost=self.problem.state_cost is not None,
+            drift_at_probes=drift_at_probes(self.problem),
             data_hash=data_hash(self.problem),
             device=f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)",
             versions=versions(),
@@ -378,8 +383,11 @@ class Run:
             if self.problem.state_cost is not None:  # which the linear map knows nothing of
                 advice = "Train longer."
             warnings.warn(f"{message} {advice}", BrenierWarning, 4)
+        outer = self._outer(self.kept)
+        if self.problem.dim != 2:  # where the free space itself was searched
+            check_paths(outer.potential, self.problem, self.problem.source.pool(POOL, 0))
         history = {k: np.asarray(v) for k, v in plan.history.items()}
-        return Solution(self._outer(self.kept), history, status, message, Metadata(scores), info)
+        return Solution(outer, history, status, message, Metadata(scores), info)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -392,6 +400,7 @@ class Run:
             "noise": self.problem.noise,
             "cost": cost_at_probes(self.problem),
             "state_cost": state_cost_hash(self.problem),
+            "drift": drift_at_probes(self.problem),
             "planned": self.planned,
             "time_budget": self.time_budget,
             "validation": self.validation,
@@ -444,6 +453,30 @@ class Run:
                     f"{value!r} in place of {expected[name]!r}."
                 )
         self.ahead = (self.plan.step, self._draw(self.plan.step))
+
+
+@contextlib.contextmanager
+def _asked(problem: TransportProblem) -> Iterator[None]:
+    """Where compiled programs ask a state cost of the user's: what it raises comes wrapped in a page of JAX's words."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(problem.state_cost, BlackBox):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"Expected a price at every point, but in the middle of the fit the state cost raised {reason}"
+        ) from error
+
+
+def _check_surroundings(problem: TransportProblem, x: np.ndarray, y: np.ndarray, seed: int) -> None:
+    """Raise, or warn, for a state cost or a drift that cannot be used around the samples."""
+    around = surroundings(x, y, seed).astype(problem.dtype)
+    if problem.state_cost is not None:
+        check_state_cost(problem.state_cost, around)
+        check_passage(problem.state_cost, x[:PROBED], y[:PROBED])
+    if problem.drift is not None:
+        check_drift(problem.drift, around)
 
 
 # Compiled: op by op these would take longer than steps on small batches.

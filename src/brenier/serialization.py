@@ -8,7 +8,7 @@ The tree of objects is JSON in the header; its arrays are tensors named by their
     {"dict": {...}}, {"metadata": {...}}  a dict with string keys, a `Metadata`,
     {"array": name, "as": "jax"}          a tensor; "numpy" or "scalar" where it belongs to numpy,
     {"class": name, "fields": {...}}      one of `CLASSES`; its fields are set, no code of it runs,
-    {"given": "cost"}                     a cost of the user's own, which is given to `load` again.
+    {"given": "cost"}, {"given": "drift"} a cost or a drift of the user's own, which is given to `load` again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from brenier.costs import (
     fingerprint,
     unframed,
 )
+from brenier.drifts import DriftFunction, FramedDrift, probed
 from brenier.errors import BrenierWarning, FileFormatError, InputError
 from brenier.files import PathLike, read_container, write_container
 from brenier.flow import FlowTransport
@@ -72,6 +73,7 @@ CLASSES: dict[str, type] = {
         FlowTransport,
         Frame,
         FramedCost,
+        FramedDrift,
         GaussianPotential,
         HopfLaxPotential,
         MLP,
@@ -104,7 +106,7 @@ def save(path: PathLike, solution: Solution) -> None:
 
     Raises:
         InputError: the solution holds something only your program can rebuild, such as a network
-            of your own. (A cost of your own is left out, and asked for by `load`.)
+            of your own. (A cost of your own, and a drift, are left out, and asked for by `load`.)
         OutputError: the file cannot be written.
 
     Example:
@@ -118,11 +120,11 @@ def save(path: PathLike, solution: Solution) -> None:
     write_container(path, "solution", tree, tensors)
 
 
-class _CostMissing(InputError):
-    """A file leaves its cost to the caller."""
+class _Missing(InputError):
+    """A file leaves its cost or its drift to the caller."""
 
 
-def load(path: PathLike, *, cost: Cost | None = None) -> Solution:
+def load(path: PathLike, *, cost: Cost | None = None, drift: Any = None) -> Solution:
     """Read a solution that `save` wrote, bit for bit.
 
     Arrays come back as what they were, jax arrays on the default device. Where jax runs without
@@ -133,24 +135,26 @@ def load(path: PathLike, *, cost: Cost | None = None) -> Solution:
         path: the file.
         cost: the cost of the fit where it was one of your own, a `brenier.costs.ConvexCost` or a
             subclass of `Cost`: a file holds no code. Not used otherwise.
+        drift: the base drift of the fit, where there was one, likewise.
 
     Raises:
         FileFormatError: the file is missing, damaged, foreign, of another kind or from a newer
             version.
-        InputError: the map was fitted with a cost of your own, and none or another one was given.
+        InputError: the map was fitted with a cost of your own or a drift, and none or another one was given.
 
     Example:
         >>> solution = brenier.load("map.brenier")  # doctest: +SKIP
         >>> y = solution.transport.forward(x)  # doctest: +SKIP
     """
     tree, tensors = read_container(path, "solution")
+    given = {"cost": cost, "drift": None if drift is None else DriftFunction(drift)}
     try:
-        solution = _decode(tree, tensors, cost)
+        solution = _decode(tree, tensors, given)
         _check(solution)
-    except _CostMissing as error:
+    except _Missing as error:
         raise InputError(
-            f"'{path}' holds a map for a cost of your own, which is code and not in the file; "
-            "pass the cost it was fitted with: brenier.load(path, cost=...)."
+            f"'{path}' holds a map for a {error} of your own, which is code and not in the file; "
+            f"pass the {error} it was fitted with: brenier.load(path, {error}=...)."
         ) from error
     # The checksum was right, so other hands made this file, and it can fail in any way at all.
     except Exception as error:
@@ -159,7 +163,7 @@ def load(path: PathLike, *, cost: Cost | None = None) -> Solution:
             f"'{path}' does not describe a map that this version of brenier knows. {reason} "
             "Upgrade brenier if a newer one wrote it."
         ) from error
-    _check_cost(path, solution, cost)
+    _check_given(path, solution, given)
     loaded: dict[str, np.ndarray] = {}
     _encode(solution, (), loaded)
     if any(array.dtype != tensors[name].dtype for name, array in loaded.items()):
@@ -200,27 +204,29 @@ def _encode(value: Any, path: tuple[str, ...], tensors: dict[str, np.ndarray]) -
         return {"class": cls.__name__, "fields": children(fields)}
     if isinstance(value, Cost):
         return {"given": "cost"}
+    if isinstance(value, DriftFunction):
+        return {"given": "drift"}
     raise InputError(
         f"Cannot save '{'.'.join(path)}', a {cls.__module__}.{cls.__qualname__}: expected arrays, "
         f"plain values or one of {', '.join(CLASSES)}."
     )
 
 
-def _decode(node: Any, tensors: dict[str, np.ndarray], cost: Cost | None) -> Any:
-    """The value that `_encode` turned into `node`, with `cost` where it had none to write."""
+def _decode(node: Any, tensors: dict[str, np.ndarray], given: dict[str, Any]) -> Any:
+    """The value that `_encode` turned into `node`, with what is `given` where it had none to write."""
     if isinstance(node, list):
-        return [_decode(child, tensors, cost) for child in node]
+        return [_decode(child, tensors, given) for child in node]
     if not isinstance(node, dict):
         return node
     match node:
         case {"float": str(word)}:
             return float(word)
         case {"tuple": list(items)}:
-            return tuple(_decode(items, tensors, cost))
+            return tuple(_decode(items, tensors, given))
         case {"dict": dict(items)}:
-            return {key: _decode(child, tensors, cost) for key, child in items.items()}
+            return {key: _decode(child, tensors, given) for key, child in items.items()}
         case {"metadata": dict(items)}:
-            return Metadata({key: _decode(child, tensors, cost) for key, child in items.items()})
+            return Metadata({key: _decode(child, tensors, given) for key, child in items.items()})
         case {"array": str(name), "as": "jax"}:
             return jnp.array(tensors[name])
         case {"array": str(name), "as": "numpy"}:
@@ -228,11 +234,11 @@ def _decode(node: Any, tensors: dict[str, np.ndarray], cost: Cost | None) -> Any
         case {"array": str(name), "as": "scalar"}:
             return tensors[name][()]
         case {"class": str(name), "fields": dict(fields)}:
-            return _build(name, {k: _decode(child, tensors, cost) for k, child in fields.items()})
-        case {"given": "cost"}:
-            if cost is None:
-                raise _CostMissing
-            return cost
+            return _build(name, {k: _decode(child, tensors, given) for k, child in fields.items()})
+        case {"given": "cost" | "drift" as name}:
+            if given[name] is None:
+                raise _Missing(name)
+            return given[name]
     raise InputError(f"It holds an unknown object with the entries {sorted(node)}.")
 
 
@@ -249,17 +255,25 @@ def _build(name: str, fields: dict[str, Any]) -> Any:
     return instance
 
 
-def _check_cost(path: PathLike, solution: Solution, given: Cost | None) -> None:
-    """Raise unless the cost that was given is the one of the fit, where it was needed."""
-    used = getattr(solution.transport, "cost", None)
-    expected = solution.info.get("cost_at_probes")
-    if given is None or used is None or unframed(used) is not given or expected is None:
-        return
-    if not np.allclose(fingerprint(given, solution.transport.dim), expected, rtol=1e-3):
-        raise InputError(
-            f"Expected the cost that '{path}' was fitted with, found another {type(given).__name__}: it differs "
-            "at the velocities that were kept to compare them."
-        )
+def _check_given(path: PathLike, solution: Solution, given: dict[str, Any]) -> None:
+    """Raise unless the cost and the drift that were given are those of the fit, where they were needed."""
+    transport, info = solution.transport, solution.info
+    cost, drift = given["cost"], given["drift"]
+    used = getattr(transport, "cost", None)
+    if cost is not None and used is not None and unframed(used) is cost:
+        found, expected = fingerprint(cost, transport.dim), info.get("cost_at_probes")
+        if expected is not None and not np.allclose(found, expected, rtol=1e-3):
+            raise InputError(
+                f"Expected the cost that '{path}' was fitted with, found another {type(cost).__name__}: it differs "
+                "at the velocities that were kept to compare them."
+            )
+    if drift is not None and getattr(transport, "drift", None) is not None:
+        found, expected = probed(drift, transport.dim), info.get("drift_at_probes")
+        if expected is not None and not np.allclose(found, expected, rtol=1e-3, atol=1e-6):
+            raise InputError(
+                f"Expected the drift that '{path}' was fitted with, found another one: it differs at the points that "
+                "were kept to compare them."
+            )
 
 
 def _check(solution: Any) -> None:

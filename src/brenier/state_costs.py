@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from scipy import ndimage
 
+from brenier.callables import as_pytree, coordinates, kind, sketch, words
 from brenier.coordinates import Frame
-from brenier.errors import BrenierWarning, InputError
+from brenier.errors import InputError
 from brenier.shapes import Box as Box
 from brenier.shapes import Complement as Complement
 from brenier.shapes import Disc as Disc
@@ -235,7 +234,7 @@ class JaxFunction(StateCost):
         weight: float = 1.0,
         shape: Shape | None = None,
     ):
-        self.function, self.batched = _as_pytree(function), batched
+        self.function, self.batched = as_pytree(function), batched
         self.weight = check_number(weight, "weight of a state cost")
         self.shape = shape
 
@@ -276,7 +275,7 @@ class BlackBox(StateCost):
     batched: bool = eqx.field(static=True)
 
     def __init__(self, function: Callable[..., Any], batched: bool = True):
-        self.function, self.batched = _as_pytree(function), batched
+        self.function, self.batched = as_pytree(function), batched
 
     def __call__(self, x: Point) -> Scalar:
         def host(x: Any) -> np.ndarray:
@@ -294,7 +293,7 @@ class BlackBox(StateCost):
             raise InputError(f"Expected one price for each point, found none ({error}).") from error
         if prices.dtype.kind not in "biuf":
             raise InputError(
-                f"Expected prices as real numbers, found {_kind(values)}; "
+                f"Expected prices as real numbers, found {kind(values)}; "
                 f"return an array of shape {'(n,)' if self.batched else '()'}."
             )
         if prices.shape != (len(points),):
@@ -358,11 +357,11 @@ def as_state_cost(
     elif isinstance(data, list | tuple) and any(isinstance(shape, Shape) for shape in data):
         data = Obstacle(Union(*data), height)
     if isinstance(data, StateCost):
-        price = _sketch(data, (dim,), dtype)
+        price = sketch(data, np.zeros(dim, dtype))
         if isinstance(price, Exception):
             raise InputError(
                 f"Expected a state cost of points of shape ({dim},), found one that raises "
-                f"{_words(price)}"
+                f"{words(price)}"
             ) from price
         if _shape(price) != ():
             raise InputError(_wrong_shape((dim,), _shape(price)))
@@ -371,7 +370,7 @@ def as_state_cost(
         return _from_function(data, dim, dtype, points)
     raise InputError(
         "Expected state_cost to be a function of a point, a brenier.state_costs.StateCost or "
-        f"shapes such as Disc, found {_kind(data)}. For a picture or an array of cells try "
+        f"shapes such as Disc, found {kind(data)}. For a picture or an array of cells try "
         "OccupancyGrid.from_image(path, extent) or OccupancyGrid(cells, extent)."
     )
 
@@ -389,7 +388,7 @@ def check_state_cost(cost: StateCost, points: Float[np.ndarray, "n d"]) -> None:
     except Exception as error:  # whatever a user's function throws
         raise InputError(
             f"Expected a price at each of {len(points)} points, but the state cost raised "
-            f"{_words(error)}"
+            f"{words(error)}"
         ) from error
     if prices.shape != (len(points),):
         raise InputError(_wrong_shape(points.shape, prices.shape))
@@ -400,65 +399,9 @@ def check_state_cost(cost: StateCost, points: Float[np.ndarray, "n d"]) -> None:
         if bad.any():
             first = int(np.argmax(bad))
             raise InputError(
-                f"Expected {what}, found {prices[first]} at {_coordinates(points[first])}, the "
+                f"Expected {what}, found {prices[first]} at {coordinates(points[first])}, the "
                 f"first of {bad.sum()} such points out of {len(points)}; {remedy}."
             )
-
-
-def check_passage(
-    cost: StateCost, x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]
-) -> None:
-    """Whether the hard obstacle leaves a way from source points `x` to target points `y`.
-
-    Points in the obstacle are counted in any dimension. In the plane, the free space around the
-    points is searched on a grid, also far beyond them; a way narrower than about 1/600 of their
-    extent may be missed, and one through a wall as thin as that may be taken for free. Nothing is
-    checked where no hard obstacle is known.
-
-    Raises:
-        InputError: a side lies in the obstacle, or no source point can reach a target point.
-
-    Warns:
-        BrenierWarning: some points lie in the obstacle, or are cut off from the other side.
-    """
-    obstacle = cost.obstacle
-    if obstacle is None:
-        return
-    outside = {}
-    for side, points in (("source", x), ("target", y)):
-        inside = np.asarray(evaluate_at(obstacle.inside, points))
-        if inside.all():
-            raise InputError(
-                f"Expected {side} points outside the obstacle, found all {len(points)} inside; "
-                f"move one or the other. {_CROSSABLE}"
-            )
-        if inside.any():
-            warnings.warn(
-                f"{inside.mean():.2%} of the {side} points lie in the obstacle "
-                f"({inside.sum()} of {len(points)}); every path from or to them pays for it.",
-                BrenierWarning,
-                stacklevel=2,
-            )
-        outside[side] = points[~inside]
-    if x.shape[1] != 2:
-        return
-    cut = _cut_off(obstacle, outside["source"], outside["target"])
-    if cut["source"].all():
-        raise InputError(
-            "Expected a free path from source to target, found none: the obstacle separates them. "
-            f"Open a gap in it, or check its place and size. {_CROSSABLE}"
-        )
-    for side, other in (("source", "target"), ("target", "source")):
-        if cut[side].any():
-            warnings.warn(
-                f"{cut[side].mean():.2%} of the {side} points have no free path to any {other} "
-                "point; their mass has to cross the obstacle.",
-                BrenierWarning,
-                stacklevel=2,
-            )
-
-
-_CROSSABLE = "A price given as a function, without a shape, may be crossed and is not checked."
 
 
 @eqx.filter_jit
@@ -470,51 +413,6 @@ def evaluate_at(function: Callable[[Point], Any], points: np.ndarray | Array) ->
     return jax.lax.map(function, points, batch_size=_CHUNK)
 
 
-def _cut_off(obstacle: Shape, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """Which free points of each side can reach no point of the other side, in the plane."""
-    none = {"source": np.zeros(len(x), bool), "target": np.zeros(len(y), bool)}
-    cut = none
-    corners = np.concatenate([x, y])
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    # the finer grid has the last word, as a coarse one may close a narrow passage
-    for cells in (300, 1200):
-        axes = _grid(low, high, cells)
-        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        inside = np.asarray(evaluate_at(obstacle.inside, nodes.reshape(-1, 2)))
-        free = ~inside.reshape(nodes.shape[:-1])
-        if not free.any():
-            return none
-        rooms = np.zeros(free.shape, np.int32)
-        ndimage.label(free, output=rooms)
-        # a free point may have its nearest node in the obstacle
-        nearest = ndimage.distance_transform_edt(~free, return_distances=False, return_indices=True)
-        rooms = rooms[tuple(np.asarray(nearest))]
-        from_x, to_y = (
-            rooms[tuple(_nearest(axis, p) for axis, p in zip(axes, points.T, strict=True))]
-            for points in (x, y)
-        )
-        cut = {"source": ~np.isin(from_x, to_y), "target": ~np.isin(to_y, from_x)}
-        if not (cut["source"].any() or cut["target"].any()):
-            return none
-    return cut
-
-
-def _grid(low: np.ndarray, high: np.ndarray, cells: int) -> list[np.ndarray]:
-    """Nodes along both axes: even within half the extent of the points, then ever wider apart."""
-    extent = max(float((high - low).max()), 1e-6 * float(np.abs([low, high]).max()), 1e-30)
-    step = 2 * extent / cells
-    tail = np.geomspace(step, 20 * extent, 40)
-    axes = []
-    for a, b in zip(low - extent / 2, high + extent / 2, strict=True):
-        even = np.linspace(a, b, int(np.ceil((b - a) / step)) + 1)
-        axes.append(np.concatenate([a - tail[::-1], even, b + tail]))
-    return axes
-
-
-def _nearest(axis: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.searchsorted((axis[1:] + axis[:-1]) / 2, values)
-
-
 def _from_function(
     function: Callable[..., Any], dim: int, dtype: Any, points: np.ndarray | None
 ) -> StateCost:
@@ -524,7 +422,7 @@ def _from_function(
     untraced: Exception | None = None
     for batched in (True,) if declared else (False, True):
         given = (n, dim) if batched else (dim,)
-        price = _sketch(function, given, dtype)
+        price = sketch(function, np.zeros(given, dtype))
         if isinstance(price, Exception):
             untraced = untraced or price
         elif _shape(price) == given[:-1]:
@@ -549,28 +447,20 @@ def _from_function(
     if "Disallowed host-to-device transfer" in str(failure):
         raise InputError(
             "Expected a state cost that JAX can trace or that does not use JAX, found one that "
-            f"uses JAX and cannot be traced: {_words(untraced)} Write it with jnp.where instead "
+            f"uses JAX and cannot be traced: {words(untraced)} Write it with jnp.where instead "
             "of if, or with numpy alone."
         ) from untraced
     raise InputError(
         "Expected a function of a point, or of points (n, d), that returns prices; it raised "
-        f"{_words(failure)}"
+        f"{words(failure)}"
     ) from failure
 
 
-def _sketch(function: Callable[..., Any], shape: tuple[int, ...], dtype: Any) -> Any:
-    """What `function` returns for points of this shape, unevaluated, or the exception it raises."""
-    try:
-        return jax.eval_shape(function, np.zeros(shape, dtype))
-    except Exception as error:  # whatever stops the trace
-        return error
-
-
-def _shape(price: Any) -> tuple[int, ...] | str:
-    """The shape of real prices, or a few words for anything else."""
-    if not isinstance(price, jax.ShapeDtypeStruct):
-        return _kind(price)
-    return "complex numbers" if jnp.issubdtype(price.dtype, jnp.complexfloating) else price.shape
+def _shape(value: Any) -> tuple[int, ...] | str:
+    """The shape of real numbers in a sketch, or a few words for anything else."""
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return kind(value)
+    return "complex numbers" if jnp.issubdtype(value.dtype, jnp.complexfloating) else value.shape
 
 
 def _wrong_shape(given: tuple[int, ...], found: tuple[int, ...] | str) -> str:
@@ -578,32 +468,3 @@ def _wrong_shape(given: tuple[int, ...], found: tuple[int, ...] | str) -> str:
         f"Expected a state cost that returns real prices of shape {given[:-1]} for points of shape "
         f"{given}, found {found}; return one number for each point."
     )
-
-
-def _as_pytree(function: Any) -> Any:
-    """A function as a static part of a pytree; an Equinox module has arrays of its own."""
-    if isinstance(function, eqx.Module):
-        return function
-    try:
-        hash(function)
-    except TypeError:
-        return jax.tree_util.Partial(lambda x: function(x))
-    return jax.tree_util.Partial(function)
-
-
-def _words(error: BaseException | None) -> str:
-    """An exception in a sentence: its type and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}."
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray | jax.Array):
-        return f"an array of shape {value.shape}, dtype {value.dtype}"
-    if isinstance(value, str | os.PathLike):
-        return f"the path '{os.fspath(value)}'"
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
-def _coordinates(point: np.ndarray) -> str:
-    return np.array2string(np.asarray(point), precision=6, threshold=6, separator=", ")

@@ -14,6 +14,7 @@ import numpy as np
 
 from brenier.coordinates import Frame, FramedPotential, PairCoordinates
 from brenier.costs import Cost, price, unframed
+from brenier.drifts import Drift
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
 from brenier.hopf_lax import HopfLaxPotential, OneEnd
@@ -70,7 +71,7 @@ class Transport(eqx.Module):
 
     @abc.abstractmethod
     def velocity(self, t: float, x: ArrayLike) -> ArrayLike:
-        """`v(t, x)` at points (n, d), in units of the data per unit time."""
+        """`dx/dt` at points (n, d), in units of the data per unit time: `v(t, x)`, and the base drift with it."""
 
     def dual_terms(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Terms (n,) and (m,) whose means add up to a dual value, hence a lower bound of the optimal cost in the limit.
@@ -204,26 +205,38 @@ class MapTransport(StraightTransport):
 
 
 def framed_velocity(
-    network: Potential, frame: Frame, cost: Cost, t: float, x: ArrayLike
+    network: Potential,
+    frame: Frame,
+    cost: Cost,
+    t: float,
+    x: ArrayLike,
+    drift: Drift | None = None,
 ) -> ArrayLike:
-    """`∇H(∇u(t, x))` at points (n, d) in the user's coordinates, from the potential in the frame's."""
+    """`f + ∇H(∇u(t, x))` at points (n, d) in the user's coordinates, from potential and drift in the frame's."""
 
     def velocities(x: ArrayLike) -> ArrayLike:
-        return frame.displace(1.0, x, _inner_velocities(network, frame, cost, t, x)) - x
+        return frame.displace(1.0, x, _inner_velocities(network, frame, cost, t, x, drift)) - x
 
     return _in_chunks(velocities, checked_points(x, frame.dim))
 
 
 def _inner_velocities(
-    network: Potential, frame: Frame, cost: Cost, t: float, x: ArrayLike
+    network: Potential,
+    frame: Frame,
+    cost: Cost,
+    t: float,
+    x: ArrayLike,
+    drift: Drift | None = None,
 ) -> ArrayLike:
     """The velocity in the frame's coordinates at points in the user's."""
     z = frame.encode(t, x)
     if isinstance(x, np.ndarray):
         return _padded(
-            lambda z: _velocities(network, cost, jnp.asarray(t, z.dtype), z), network, np.asarray(z)
+            lambda z: _velocities(network, cost, drift, jnp.asarray(t, z.dtype), z),
+            network,
+            np.asarray(z),
         )
-    return _velocities(network, cost, jnp.asarray(t, z.dtype), z)
+    return _velocities(network, cost, drift, jnp.asarray(t, z.dtype), z)
 
 
 def checked_points(x: ArrayLike, dim: int) -> ArrayLike:
@@ -261,9 +274,12 @@ def _in_chunks(move: Callable[[Any], Any], x: ArrayLike) -> ArrayLike:
 
 
 @jax.jit
-def _velocities(network: Potential, cost: Cost, t: jax.Array, z: jax.Array) -> jax.Array:
+def _velocities(
+    network: Potential, cost: Cost, drift: Drift | None, t: jax.Array, z: jax.Array
+) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda z: velocity(network, cost, t, z))(z)
+        v = jax.vmap(lambda z: velocity(network, cost, t, z))(z)
+        return v if drift is None else v + drift.at(jnp.broadcast_to(t, len(z)), z)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -197,6 +197,20 @@ class Expected:
         self.number(*names, test=lambda v: 0.0 < v < 10.0, what="between 0 and 10")
 
 
+def refuse_bent_paths(problem: TransportProblem, name: str) -> None:
+    """Raise `UnsupportedProblemError` for what makes optimal paths other than straight lines."""
+    for option in ("state_cost", "drift"):
+        if getattr(problem, option) is not None:
+            raise UnsupportedProblemError(
+                f"{name} moves points along straight lines and cannot take a {option}; leave it out, or "
+                "use brenier.HOTA."
+            )
+    if problem.noise > 0.0:
+        raise UnsupportedProblemError(
+            f"{name} needs noise=0, found {problem.noise}; use brenier.HOTA."
+        )
+
+
 def refuse_classes(problem: TransportProblem, name: str) -> None:
     """Raise `UnsupportedProblemError` where the samples have class labels."""
     if problem.classes:

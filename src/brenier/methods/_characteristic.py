@@ -31,6 +31,7 @@ from brenier.methods._base import (
     built,
     cast,
     decay,
+    refuse_bent_paths,
     with_base,
 )
 from brenier.methods._muon import muon
@@ -124,13 +125,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         return self.preset == "default"
 
     def check(self, problem: TransportProblem) -> None:
-        name = type(self).__name__
-        if problem.state_cost is not None:
-            raise UnsupportedProblemError(
-                f"{name} moves points along straight lines and cannot take a state_cost; leave it out."
-            )
-        if problem.noise > 0.0:
-            raise UnsupportedProblemError(f"{name} needs noise=0, found {problem.noise}.")
+        refuse_bent_paths(problem, type(self).__name__)
         if self.gaussian_start and not isinstance(problem.cost, Quadratic):
             raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
         if problem.classes and self.batch < 2 * len(problem.classes):

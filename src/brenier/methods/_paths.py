@@ -12,6 +12,9 @@ and its slope the path's first momentum. So each step
 At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
 end is drawn to the target as well.
 
+What goes on one side of a wall stays there. With `search`, shortest ways on a grid are offered to all paths throughout,
+as pieces of other paths are; in more dimensions than two, half ellipses between their ends.
+
 Walls are seen through a blur that narrows as the run goes on, so that a way around is found before the walls are hard.
 With noise the last blur is as wide as the noise that builds up before the control can answer: a path keeps its
 distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls;
@@ -22,6 +25,7 @@ ended without.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +38,24 @@ from jaxtyping import Array, Float, Int
 
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
-from brenier.flow import simulate, velocities
+from brenier.flow import drifts, simulate, velocities
 from brenier.methods._base import averaged, cast, decay, with_base
 from brenier.methods._muon import muon
 from brenier.networks import DenseQuadratic, with_zero_head
-from brenier.paths import FIRST_DAMPING, action, at_times, blurred, improve, interval, running
+from brenier.paths import (
+    FIRST_DAMPING,
+    action,
+    at_times,
+    blurred,
+    controlled,
+    improve,
+    interval,
+    running,
+)
 from brenier.problem import TransportProblem
+from brenier.routes import shortest_routes
 from brenier.samplers import POOL
+from brenier.state_costs import evaluate_at
 from brenier.typing import Key, Points, Potential
 
 if TYPE_CHECKING:
@@ -51,6 +66,8 @@ _END_RATE = 3e-3
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
+_FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
+_ROUTES = 64
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
 _LONGEST_STRAY = 2.0
@@ -75,6 +92,7 @@ class PathState(eqx.Module):
     end: Any
     optimizers: tuple[optax.OptState, optax.OptState]
     paths: Float[Array, "nodes pool d"]
+    routes: Float[Array, "nodes routes d"]  # that a search has found
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
@@ -97,11 +115,24 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         end=end,
         optimizers=(optimizers[0].init(network), optimizers[1].init(end)),
         paths=x[None] + times[:, None, None] * shift[None, None],
+        routes=jnp.asarray(_routes(method, problem), problem.dtype),
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def _routes(method: HOTA, problem: TransportProblem) -> np.ndarray:
+    cost = problem.state_cost
+    if not method.search or cost is None or problem.dim != 2:
+        return np.zeros((method.rollout_steps + 1, 0, problem.dim))
+    x, y = problem.source.pool(_ROUTES, 0), problem.target.pool(POOL, 0)
+
+    def inside(points: np.ndarray) -> np.ndarray:
+        return np.asarray(evaluate_at(cost.inside, points))
+
+    return shortest_routes(inside, x[:_ROUTES], y, method.rollout_steps + 1)
 
 
 def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -122,7 +153,8 @@ def step(
     fresh = min(method.refreshed, len(x))
     x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
     x = split(jax.random.permutation(jax.random.fold_in(keys[5], 1), x))
-    blur = _Blur(problem, _width(method, problem, progress))
+    first = _FIRST_BLUR_ON_ROUTES if state.routes.size else _FIRST_BLUR
+    blur = _Blur(problem, _width(method, problem, first, progress))
     state, newest = _renewed(method, problem, state, x, keys[0])
     chosen = _chosen(method, state, newest, keys[1])
     # On several devices the pool is on each of them, and each improves a share of the paths.
@@ -137,12 +169,22 @@ def step(
         return astray(at_end, x) - 0.5 * pull * outside(x) ** 2
 
     compare = blur.prices(keys[2], _FEW_PROBES)
-    paths, damping = _spliced(state, paths, starts, damping, y, at_end(y), compare, worth, keys[3])
+
+    def total(paths: jax.Array) -> jax.Array:
+        return action(paths, starts, compare(paths[1:])[0], problem.drift) - worth(paths[-1])
+
+    # Beyond the plane there is no grid to search.
+    curved = method.search and problem.state_cost is not None and problem.dim > 2
+    paths, damping = _spliced(
+        state, paths, starts, damping, y, at_end(y), total, curved=curved, key=keys[3]
+    )
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
         stiffness = pull * (outside(now[0][-1]) > 0.0)
-        paths, damping, taken = improve(*now[:2], starts, prices, worth, stiffness=stiffness)
+        paths, damping, taken = improve(
+            *now[:2], starts, prices, worth, stiffness=stiffness, drift=problem.drift
+        )
         return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
 
     start = (paths, damping, jnp.zeros((), x.dtype))
@@ -154,8 +196,9 @@ def step(
         step=state.step + 1,
     )
 
-    kinetic, price = running(paths, starts, compare(paths[1:])[0])
-    lessons = _lessons(paths, starts, kinetic + price, worth(paths[-1]), keys[4])
+    kinetic, price = running(paths, starts, compare(paths[1:])[0], problem.drift)
+    steps = controlled(paths, starts, problem.drift)
+    lessons = _lessons(paths, starts, steps, kinetic + price, worth(paths[-1]), keys[4])
     t, z, value, momentum = map(split, lessons)
 
     def regression(network: Any) -> jax.Array:
@@ -205,9 +248,9 @@ def _moved(
     return jax.tree.map(lambda p, g: p + (rate * g).astype(p.dtype), module, updates), own
 
 
-def _width(method: HOTA, problem: TransportProblem, progress: jax.Array) -> jax.Array:
+def _width(method: HOTA, problem: TransportProblem, first: float, progress: jax.Array) -> jax.Array:
     last = max(method.margin, _BLUR_OF_NOISE * problem.noise)
-    return last + max(_FIRST_BLUR - last, 0.0) * _left(method, progress)
+    return last + max(first - last, 0.0) * _left(method, progress)
 
 
 def _astray(worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"]) -> Float[Array, "n"]:
@@ -285,7 +328,8 @@ def _followed(
     tau = (1.0 - starts) / steps
 
     def advance(x: Points, k: jax.Array) -> tuple[Points, Points]:
-        x = x + tau[:, None] * velocities(u, problem, starts + k * tau, x)
+        t = starts + k * tau
+        x = x + tau[:, None] * (velocities(u, problem, t, x) + drifts(problem, t, x))
         return x, x
 
     return jnp.concatenate([x[None], jax.lax.scan(advance, x, jnp.arange(steps))[1]])
@@ -309,26 +353,29 @@ def _spliced(
     damping: Float[Array, "n"],
     y: Points,
     at_y: Float[Array, "m"],
-    prices: Any,
-    worth: Any,
+    total: Any,
+    *,
+    curved: bool,
     key: Key,
 ) -> tuple[Float[Array, "nodes n d"], Float[Array, "n"]]:
-    """Paths, or pieces of others bent to their ends where these are cheaper, or the own one bent to another target."""
+    """Of paths, pieces of others bent to their ends and the own ones bent to other targets, those of least `total`."""
     n = paths.shape[1]
     share = jnp.linspace(0.0, 1.0, len(paths), dtype=paths.dtype)[:, None, None]
     times = starts[None] + share[..., 0] * (1.0 - starts[None])
 
-    def total(candidate: jax.Array) -> jax.Array:
-        return action(candidate, starts, prices(candidate[1:])[0]) - worth(candidate[-1])
-
     candidates = [paths]
-    for k, power in enumerate(_SPLICES):
-        other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
-        piece = split(at_times(state.paths, state.starts, other, times), axis=1)
+    known = [(state.paths, state.starts)]
+    if state.routes.size:
+        known.append((state.routes, jnp.zeros(state.routes.shape[1], paths.dtype)))
+    for k, (power, (others, begun)) in enumerate(itertools.product(_SPLICES, known)):
+        other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, others.shape[1])
+        piece = split(at_times(others, begun, other, times), axis=1)
         bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
-        if k:  # the own end, otherwise the other's
+        if power > 1:  # the own end, otherwise the other's
             bent = bent + share**power * (paths[-1:] - piece[-1:])
         candidates.append(bent)
+    if curved:
+        candidates.append(_arcs(paths, share, jax.random.fold_in(key, len(candidates))))
     # The target that would be best on a straight way.
     apart = Quadratic().pairwise(paths[0], y) / (1.0 - starts)[:, None]
     nearest = y[jnp.argmin(apart - at_y[None], axis=1)]
@@ -341,26 +388,50 @@ def _spliced(
     return paths, jnp.where(best > 0, FIRST_DAMPING, damping)
 
 
+def _arcs(
+    paths: Float[Array, "nodes n d"], share: Float[Array, "nodes 1 1"], key: Key
+) -> Float[Array, "nodes n d"]:
+    """Half ellipses from end to end, of random height, at random but rather away from the middle of the data."""
+    way_key, turn_key, height_key = jax.random.split(key, 3)
+    middle, half = 0.5 * (paths[0] + paths[-1]), 0.5 * (paths[0] - paths[-1])
+    way = jax.random.normal(way_key, middle.shape, middle.dtype)
+    turn, height = (
+        2.0 * jax.random.uniform(k, (len(middle), 1), middle.dtype) for k in (turn_key, height_key)
+    )
+    axis = _unit(half)
+    way = _unit(middle) + turn * _unit(way)
+    way = way - axis * jnp.sum(way * axis, axis=1, keepdims=True)
+    up = height * jnp.linalg.norm(half, axis=1, keepdims=True) * _unit(way)
+    return middle + jnp.cos(jnp.pi * share) * half + jnp.sin(jnp.pi * share) * up
+
+
+def _unit(x: Points) -> Points:
+    return x / (jnp.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
+
+
 def _lessons(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
+    steps: Float[Array, "k n d"],
     costs: Float[Array, "k n"],
     worth: Float[Array, "n"],
     key: Key,
 ) -> tuple[jax.Array, Points, jax.Array, Points]:
-    """Times and places on the paths, with the values and momenta that the potential should have there."""
+    """Times and places on the paths, with the values and momenta that the potential should have there.
+
+    `steps` are the intervals without what the drift does, `costs` what they cost.
+    """
     path_key, node_key, share_key = jax.random.split(key, 3)
     path = jax.random.randint(path_key, (_PLACES,), 0, paths.shape[1])
     node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
     share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
     tau = interval(paths, starts)
-    moves = jnp.diff(paths, axis=0)
     to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
     t = starts[path] + (node + share) * tau[path]
-    z = paths[node, path] + share[:, None] * moves[node, path]
+    z = paths[node, path] + share[:, None] * (paths[node + 1, path] - paths[node, path])
     value = worth[path] - to_go[node, path] + share * costs[node, path]
     # Each interval's mean is the momentum in its middle; from middle to middle it goes straight.
     other = jnp.clip(jnp.where(share < 0.5, node - 1, node + 1), 0, len(costs) - 1)
     toward = jnp.abs(share - 0.5)[:, None]
-    move = (1.0 - toward) * moves[node, path] + toward * moves[other, path]
+    move = (1.0 - toward) * steps[node, path] + toward * steps[other, path]
     return jax.lax.stop_gradient((t, z, value, move / tau[path][:, None]))

@@ -25,6 +25,7 @@ from brenier.methods._base import (
     averaged,
     cast,
     decay,
+    refuse_bent_paths,
     refuse_classes,
 )
 from brenier.networks import MLP, DenseQuadratic, ResidualMap, with_zero_head
@@ -206,15 +207,8 @@ class DIOTM(PresetMethod[DIOTMState]):
         return 20
 
     def check(self, problem: TransportProblem) -> None:
-        if problem.state_cost is not None:
-            raise UnsupportedProblemError(
-                "DIOTM moves points along straight lines and cannot take a state_cost; use brenier.HOTA."
-            )
+        refuse_bent_paths(problem, "DIOTM")
         refuse_classes(problem, "DIOTM")
-        if problem.noise > 0.0:
-            raise UnsupportedProblemError(
-                f"DIOTM needs noise=0, found {problem.noise}; use brenier.HOTA."
-            )
         if self.gaussian_start and not isinstance(problem.cost, Quadratic):
             raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 

@@ -17,7 +17,7 @@ from brenier.coordinates import Frame
 from brenier.costs import Quadratic
 from brenier.devices import split
 from brenier.errors import UnsupportedProblemError
-from brenier.flow import FlowTransport, simulate, velocities
+from brenier.flow import FlowTransport, drifts, simulate, velocities
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, turning
 from brenier.methods import _paths
@@ -134,15 +134,16 @@ class HOTAState(eqx.Module):
 class HOTA(PresetMethod[Any]):
     """Transport at least `E ∫ L(v) + U(x) dt` around obstacles `U`, with noise, from one potential `u(t, x)`.
 
-    Particles follow `dx = ∇H(∇u) dt + σ dW`. `U` is evaluated and never differentiated, so it may be a step or a
-    black box.
+    Particles follow `dx = (f + ∇H(∇u)) dt + σ dW`, `f` the base drift. `U` is evaluated and never differentiated, so it
+    may be a step or a black box; `f` is differentiated for paths.
 
     With `objective="paths"`, our default, a pool of paths is improved by Newton's method on the action,
     `∫ L + U dt - g(x(1))`, and `u` is fitted to the paths' values and momenta, `g` by the dual (`brenier.paths`).
 
     With `objective="residual"`, as published, two losses teach `u`, each on the particles' own paths:
 
-        r₁ = ∂t u + H(∇ū) - U - λₐ|a| + ½σ² Δu,     r₂ = ∂t ū + H(∇u) - U - λₐ|a| + ½σ² Δu      (in the middle)
+        r₁ = ∂t u + H(∇ū) + f·∇ū - U - λₐ|a| + ½σ² Δu                                            (in the middle)
+        r₂ = ∂t ū + H(∇u) + f·∇u - U - λₐ|a| + ½σ² Δu
         m  = E u(1, x̂) - E u(1, y)                                                                 (at the end)
 
     with `ū` a running average of `u`, `x̂` where the particles end and `a` the rate at which they turn. The first is
@@ -160,6 +161,8 @@ class HOTA(PresetMethod[Any]):
         pool: paths that are kept.
         improved: of these, at a step.
         refreshed: of these, started anew at a step.
+        search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
+            obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
         acceleration_weight: `λₐ`.
         residual: "squared", or pseudo-"huber".
@@ -209,6 +212,7 @@ class HOTA(PresetMethod[Any]):
     pool: int = 1024
     improved: int = 256
     refreshed: int = 16
+    search: bool = False
     rollout_steps: int = FROM_PRESET
     rollout_every: int = FROM_PRESET
     trajectories: int = FROM_PRESET
@@ -433,7 +437,7 @@ class HOTA(PresetMethod[Any]):
         if problem.state_cost is None:
             return jnp.zeros_like(t)
         u = with_base(state.base, state.network)
-        v = velocities(u, problem, t, z)
+        v = velocities(u, problem, t, z) + drifts(problem, t, z)
         places = [z + ahead * v for ahead, _ in _LOOK_AHEAD]
         if self.margin:
             places.append(z + self.margin * jax.random.normal(key, z.shape, z.dtype))
@@ -461,12 +465,12 @@ class HOTA(PresetMethod[Any]):
         average = with_base(state.base, state.target)
         cost, noise = problem.cost, problem.noise
 
-        def both(t: jax.Array, z: jax.Array, price: jax.Array, key: Key) -> jax.Array:
+        def both(t: jax.Array, z: jax.Array, f: jax.Array, price: jax.Array, key: Key) -> jax.Array:
             dt, p = jax.grad(u, argnums=(0, 1))(t, z)
             dt_average, p_average = jax.lax.stop_gradient(jax.grad(average, argnums=(0, 1))(t, z))
             known = -price
             if self.acceleration_weight:
-                a = turning(u, cost, t, z)
+                a = turning(u, cost, t, z, problem.drift)
                 known = known - self.acceleration_weight * jnp.sqrt(a @ a + 1e-8)
             one = two = jnp.zeros((), z.dtype)
             if noise:
@@ -477,12 +481,13 @@ class HOTA(PresetMethod[Any]):
                 one, two = jax.lax.stop_gradient(first), second
             return jnp.stack(
                 [
-                    dt + cost.hamiltonian(p_average) + known + one,
-                    dt_average + cost.hamiltonian(p) + known + two,
+                    dt + cost.hamiltonian(p_average) + f @ p_average + known + one,
+                    dt_average + cost.hamiltonian(p) + f @ p + known + two,
                 ]
             )
 
-        residuals = jax.vmap(both)(t, z, price, jax.random.split(key, len(t)))
+        f = drifts(problem, t, z)
+        residuals = jax.vmap(both)(t, z, f, price, jax.random.split(key, len(t)))
         if self.residual == "squared":
             return jnp.mean(jnp.sum(residuals**2, axis=1))
         return jnp.mean(jnp.sum(2.0 * (jnp.sqrt(_HUBER**2 + residuals**2) - _HUBER), axis=1))
@@ -495,7 +500,13 @@ class HOTA(PresetMethod[Any]):
 
     def extract(self, problem: TransportProblem, state: Any, frame: Frame) -> FlowTransport:
         network = state.average if self.objective == "paths" else state.network
-        return FlowTransport(with_base(state.base, network), frame, problem.cost, problem.noise)
+        return FlowTransport(
+            with_base(state.base, network),
+            frame,
+            problem.cost,
+            problem.noise,
+            drift=problem.drift,
+        )
 
     def _check_options(self, expected: Expected) -> None:
         expected.whole("steps", "batch_size", "rollout_steps", "rollout_every", "trajectories")

@@ -1,0 +1,99 @@
+"""From pole to pole of a sphere in d dimensions, around the ball inside it.
+
+The published scene is known for d = 3 only. In more dimensions the spread around the poles is `0.3 √(3/d)`, so that
+its length stays the same; radius .98 and a price of 5 in the ball as published. The bound is the cost of the best
+pairing by great circles around the ball (`brenier.datasets.obstacles.sphere`). Nothing in the ball leads out of it, so
+that ways around are searched for; beyond d = 100 fewer paths are kept and judged, for memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import brenier
+from benchmarks.harness import (
+    Options,
+    conditions,
+    keep,
+    load,
+    markdown,
+    median_and_worst,
+    number,
+    select,
+    values,
+)
+from benchmarks.obstacles import JUDGED, judge, problem
+from brenier.datasets.obstacles import Scene, sphere
+
+DIMS = (3, 10, 100, 1000)
+_FEWER: dict[str, Any] = {"pool": 512, "improved": 64}
+
+
+def run(options: Options) -> None:
+    for seed in options.seeds:
+        for dim in DIMS:
+            if options.wants({"dim": dim}):
+                _run(options, dim, seed)
+
+
+def scene(dim: int) -> Scene:
+    return sphere(dim, spread=0.3 * (3.0 / dim) ** 0.5, radius=0.98)
+
+
+def _run(options: Options, dim: int, seed: int) -> None:
+    fit_key, *keys = jax.random.split(jax.random.key(seed), 5)
+    posed = scene(dim)
+    judged = 100 if options.quick else JUDGED if dim <= 100 else JUDGED // 4
+    solution = brenier.fit(
+        problem(posed),
+        brenier.HOTA(search=True) if dim <= 100 else brenier.HOTA(search=True, **_FEWER),
+        key=fit_key,
+        steps=4 if options.quick else None,
+        validation=0.0,
+        throw=False,
+    )
+    keep(
+        options,
+        "sphere",
+        {"dim": dim},
+        seed,
+        scores=judge(solution.potential, posed, keys, judged),
+        seconds=solution.info["timings"],
+        steps=solution.info["steps"],
+        status=solution.status,
+        settings=solution.info["method"],
+        reference=dict(posed.reference),
+    )
+
+
+def table(results: Path) -> str | None:
+    records = load("sphere", results)
+    if not records:
+        return None
+    header = ["d", "kinetic + state", "total", "great circles", "straight", "published"]
+    header += ["time in the ball, %", "W₂²", "two target samples", "seconds"]
+    rows = []
+    for dim in DIMS:
+        if chosen := select(records, dim=dim):
+            reference = chosen[0]["reference"]
+            parts = [
+                number(float(np.median(values(chosen, f"{p}_300")))) for p in ("kinetic", "state")
+            ]
+            rows.append(
+                [
+                    str(dim),
+                    " + ".join(parts),
+                    median_and_worst(values(chosen, "total_300")),
+                    *(number(reference[name]) for name in ("hard", "static")),
+                    number(reference.get("published_cost", np.nan)),
+                    median_and_worst([100 * v for v in values(chosen, "time_inside_300")]),
+                    median_and_worst(values(chosen, "w2_squared_300")),
+                    number(float(np.median(values(chosen, "floor")))),
+                    f"{np.median(values(chosen, 'total', 'seconds')):.0f}",
+                ]
+            )
+    return f"{markdown(header, rows)}\n\n{conditions(records)}"
