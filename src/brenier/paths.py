@@ -176,10 +176,10 @@ def improve(
     before = action(paths, starts, values, drift) - worths
 
     # The system times τ: second differences, and what the state cost adds to them.
-    step, turned = jax.vjp(lambda paths: controlled(paths, starts, drift), paths)
-    (gradient,) = turned(step)
+    step = controlled(paths, starts, drift)
+    ahead = jnp.concatenate([step[1:], (tau[:, None] * pull)[None]])
     share = tau[None] ** 2 * weights
-    gradient = gradient[1:].at[-1].add(-tau[:, None] * pull) + share[..., None] * slopes
+    gradient = step - ahead + share[..., None] * slopes
     bend = share / jnp.maximum(values, _SMALLEST)
     kinetic = jnp.full((len(step), len(tau)), 2.0, paths.dtype).at[-1].set(1.0 + tau * stiffness)
     if paths.shape[-1] <= _FULL_BLOCKS:
@@ -189,9 +189,12 @@ def improve(
         outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
     firm = (kinetic + damping[None])[..., None, None]
     blocks, across = bend[..., None, None] * outer + firm * eye[None, None], None
-    if drift is not None and paths.shape[-1] <= _FULL_BLOCKS:
-        more, across = _carried(paths, starts, drift)
-        blocks = blocks + more
+    if drift is not None:
+        moved_by = lambda paths: jnp.diff(paths, axis=0) - controlled(paths, starts, drift)  # noqa: E731
+        gradient = gradient - jax.vjp(moved_by, paths)[1](step)[0][1:]
+        if paths.shape[-1] <= _FULL_BLOCKS:
+            more, across = _carried(paths, starts, drift)
+            blocks = blocks + more
     moved = paths.at[1:].add(_solved(blocks, across, -gradient))
 
     after = action(moved, starts, prices(moved[1:])[0], drift) - worth(moved[-1])
