@@ -219,6 +219,7 @@ def test_fit_passes_its_options_on(points, exact_map, monkeypatch):
     assert succeed("fit", "x.npy", "y.npy", "--out", "m.brenier", "-q").output == ""
 
 
+@pytest.mark.slow
 def test_fit_around_walls_then_follow(points, walls):
     found = result_of(
         *("fit", "x.npy", "y.npy", "--out", "m.brenier", "--method", "hota", "--steps", 5),
@@ -859,6 +860,7 @@ def test_ctrl_c_keeps_the_best_map_so_far(points):
     assert brenier.load("m.brenier").status == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_is_no_error(points, exact_map):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with start("info", exact_map, **pipes) as process:

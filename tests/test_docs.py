@@ -31,7 +31,9 @@ def folder(tmp_path_factory):
     """Where the examples run, with the files they read."""
     folder = tmp_path_factory.mktemp("docs")
     problem = brenier.TransportProblem(*samples())
-    brenier.save(folder / "map.brenier", brenier.fit(problem, brenier.NCF(), steps=25))
+    brenier.save(
+        folder / "map.brenier", brenier.fit(problem, brenier.NCF(), steps=25, validation=0.0)
+    )
     return folder
 
 

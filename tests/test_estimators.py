@@ -106,6 +106,7 @@ def test_scikit_learn_conventions():
     assert "NCFTransport(" in repr(est)
 
 
+@pytest.mark.slow
 def test_a_grid_can_be_searched():
     # Two unpaired samples have no folds in common, so the grid is walked with held-out pairs.
     scores = [

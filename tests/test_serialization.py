@@ -20,6 +20,7 @@ from brenier.costs import (
     Relativistic,
     SquaredNorm,
 )
+from brenier.drifts import DriftFunction, FramedDrift
 from brenier.errors import BrenierWarning, FileFormatError, InputError, OutputError
 from brenier.files import read_container, write_container
 from brenier.flow import FlowTransport
@@ -83,6 +84,15 @@ def make(network, dim=2, **changes):
 def flow(dim=2):
     network = NETWORKS["film"](dim)
     return make(network, transport=FlowTransport(network, Frame.identity(dim), Quadratic(), 0.3, 7))
+
+
+def drifting():
+    """Read back in the tests of drifts: a file leaves the function to the caller."""
+    frame = Frame.identity(2)
+    drift = FramedDrift(DriftFunction(lambda t, x: x), frame)
+    still = flow()
+    transport = dataclasses.replace(still.transport, drift=drift)
+    return dataclasses.replace(still, transport=transport)
 
 
 def maps():
@@ -181,7 +191,7 @@ class TestRoundTrip:
                 found = found.union(*map(classes, tree))
             return found
 
-        solutions = [build() for build in (flow, maps, images)]
+        solutions = [build() for build in (flow, drifting, maps, images)]
         solutions += [make(build(2)) for build in NETWORKS.values()]
         solutions += [with_cost(cost) for cost in COSTS.values()]
         seen = set().union(*map(classes, solutions))

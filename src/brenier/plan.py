@@ -14,6 +14,7 @@ CHUNK = 25
 """Steps per compiled call: the grain of progress reports, validation and interruption."""
 
 _SIGNIFICANT = 2.0  # standard errors of a change of the held-out dual
+_SLACK = 1.2  # of the energy distance, within which two maps are alike
 _PATIENCE = 12  # validations without improvement of the energy distance, which is noisy
 _DUAL_PATIENCE = 6  # the same for the held-out dual, whose changes are told from noise
 _EARLIEST_STOP = 0.4  # of the schedule: before it the scores of a large learning rate say little
@@ -96,7 +97,9 @@ class Plan:
         elif terms:
             # The energy distance is blind to what the dual still improves, so the dual itself is the judge.
             change = gain(terms, self.terms) if self.terms else np.inf
-            keep, improved = change >= -_SIGNIFICANT, change > _SIGNIFICANT
+            improved = change > _SIGNIFICANT
+            # Where the dual cannot tell, as from few samples, the energy distance still can.
+            keep = improved or (change >= -_SIGNIFICANT and ratio <= max(1.0, _SLACK * self.kept))
             if improved:
                 self.terms = [t.tolist() for t in terms]
             self.record(held_out_dual=sum(t.mean() for t in terms))
