@@ -192,6 +192,7 @@ def test_dynamic_bounds_of_a_price_that_is_the_same_everywhere(noise):
         assert found.gap > 0.001
 
 
+@pytest.mark.slow
 def test_the_estimator_and_json(exact):
     facts = exact.to_dict()
     assert facts["gap"] == exact.gap

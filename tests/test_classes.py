@@ -190,7 +190,9 @@ def test_feet_stay_in_their_class():
     assert jnp.all(nearest[3] == own)
 
 
-@pytest.fixture(scope="module", params=["energy", pytest.param("dual", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param(o, marks=pytest.mark.slow) for o in ("energy", "dual")]
+)
 def solution(request):
     options = {"objective": request.param, "batch_size": 192, "learning_rate": 1e-2}
     with warnings.catch_warnings():

@@ -510,6 +510,7 @@ class TestColorTransfer:
         ]
         assert list(seen.options["pictures"].values()) == [pair[0], shown[0], pair[1], shown[1]]
 
+    @pytest.mark.slow
     def test_same_seed_same_pictures(self, pair, tmp_path):
         def run(name, seed):
             result = color_transfer(

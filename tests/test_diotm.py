@@ -170,6 +170,7 @@ def fit(method, steps, x=X, y=Y):
         return brenier.fit(problem, method, key=KEY, steps=steps)
 
 
+@pytest.mark.slow
 def test_training_finds_both_maps():
     """From the identity, and so that the potential agrees with the maps."""
     method = DIOTM(widths=(32, 16), map_widths=(32,), batch_size=128, pair_coordinates=False)
@@ -194,6 +195,7 @@ def test_training_finds_both_maps():
     ],
     ids=lambda options: next(iter(options.values())),
 )
+@pytest.mark.slow
 def test_every_option_runs(options):
     small = {"widths": (8, 8), "map_widths": (8,), "batch_size": 32}
     solution = fit(DIOTM(**(small | options)), 10)

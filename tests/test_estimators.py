@@ -116,6 +116,7 @@ def test_a_grid_can_be_searched():
     assert scores[1] > scores[0]
 
 
+@pytest.mark.slow
 def test_refitting_forgets():
     est = small().fit(Xs=X, Xt=Y)
     est.fit(Xs=np.column_stack([X, X[:, 0]]), Xt=np.column_stack([Y, Y[:, 0]]))

@@ -14,6 +14,7 @@ import brenier
 from brenier import DIOTM, HJPINN, HOTA, NCF
 from brenier.coordinates import Frame
 from brenier.errors import BrenierWarning, DivergenceError, InputError, UnsupportedProblemError
+from brenier.plan import Plan
 
 SMALL = {"widths": (16, 8), "batch_size": 64, "collocation_size": 32, "steps": 60}
 METHODS = {
@@ -439,3 +440,26 @@ def test_a_network_of_the_users_outlives_its_fits():
     brenier.fit(problem, method, validation=0.0)
     for a, b in zip(leaves(network), before, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_dual_chooses_the_map_and_where_it_cannot_tell_the_energy_distance():
+    noise = np.random.default_rng(0).normal(size=(2, 50))
+    plan = Plan(last_step=100)
+    seen = [(0.0, 0.5), (-1.0, 0.4), (0.0, 2.0), (0.0, 0.9), (1.0, 3.0)]
+    #       first       worse dual   noisier     as good     better dual
+    kept = [
+        plan.judge(
+            ratio, [side + value * (1 + 0.1 * noise[::-1][i]) for i, side in enumerate(noise)], True
+        )
+        for value, ratio in seen
+    ]
+    assert kept == [True, False, False, True, True]
+
+
+def test_few_samples_end_with_the_linear_map_where_the_rest_is_worse():
+    x, y = np.random.default_rng(0).normal(size=(2, 60, 8))
+    steep = NCF(learning_rate=0.5, widths=(8,), batch_size=64)
+    solution = brenier.fit(brenier.TransportProblem(x, y + 1.0), steep, steps=50)
+    assert solution.history["score_step"][0] == 0
+    assert solution.history["held_out_dual"][0] > solution.history["held_out_dual"][-1]
+    assert solution.scores["round_trip"] < 1e-6

@@ -226,3 +226,18 @@ def test_pair_coordinates_are_for_the_quadratic_cost():
     np.testing.assert_allclose(pairs, np.sum((Y[None, :4] - X[:3, None]) ** 4, -1) / 4, rtol=1e-10)
     both = Quadratic().pairwise(jnp.asarray(X[:3]), jnp.asarray(Y[:4]))
     np.testing.assert_allclose(both, np.sum((Y[None, :4] - X[:3, None]) ** 2, -1) / 2, rtol=1e-10)
+
+
+def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():
+    y = jnp.asarray(Y[:400])
+    exact = jnp.asarray(EXACT.inverse(Y[:400]))
+    proposed = exact.at[:4].add(0.5)  # one in a hundred
+    slices = EndSlices(EXACT, EXACT, jnp.zeros(()))
+    x = jnp.asarray(X[:50])
+    at_x = jax.vmap(lambda x: EXACT(jnp.zeros(()), x))(x)
+    feet, found, _ = brenier.NCF()._feet(
+        slices, x, at_x, Quadratic(), y, proposed, jnp.asarray(0.02), 0
+    )
+    assert jnp.all(found == 1.0)
+    misses = jnp.linalg.norm(jnp.asarray(EXACT.forward(feet)) - y, axis=1)
+    assert float(misses.max()) <= 0.02

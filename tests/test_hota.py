@@ -215,6 +215,7 @@ class TestTraining:
         ],
         ids=["published", "estimated trace"],
     )
+    @pytest.mark.slow
     def test_every_option_runs(self, dim, options):
         x = RNG.normal(size=(200, dim))
         problem = brenier.TransportProblem(x, 0.5 * x + 1.0, noise=0.2)

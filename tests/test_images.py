@@ -119,6 +119,7 @@ class TestImageFolder:
 class TestNetworks:
     shape = (16, 8, 3)
 
+    @pytest.mark.slow
     def test_unet_starts_at_the_identity_and_uses_all_of_itself(self):
         x = jnp.asarray(RNG.normal(size=384))
         net = UNet(self.shape, (4, 8), key=KEY)

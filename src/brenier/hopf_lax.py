@@ -83,7 +83,8 @@ def solve_feet(
 
     def unfinished(carry):
         k, (_, _, misfit), *_ = carry
-        return (k < max_iterations) & (jnp.mean(_norm(misfit) <= tolerance) < enough)
+        arrived = jnp.mean(_norm(misfit) <= tolerance) >= enough
+        return (k < 0) | ((k < max_iterations) & ~arrived)
 
     def iterate(carry):
         k, (x, value, misfit), recent, older, radius = carry
@@ -95,19 +96,24 @@ def solve_feet(
         step = _choose(downhill, step, plain)
         step = step * jnp.minimum(1.0, radius / (_norm(step) + 1e-9))[:, None]
         new = (x + step, *evaluate(x + step))
-        taken = new[1] <= value + rounding * (1.0 + jnp.abs(value))
+        first_look = k < 0
+        taken = first_look | (new[1] <= value + rounding * (1.0 + jnp.abs(value)))
         # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
         was_plain = (_norm(dx1) == 0.0) | ~downhill
         shorter = jnp.where(was_plain, 0.25 * _norm(step), radius)
         radius = jnp.where(taken, jnp.minimum(2.0 * radius, longest), shorter)
         here = _choose(taken, new, (x, value, misfit))
         nothing = jax.tree.map(jnp.zeros_like, recent)
-        recent, older = _choose(taken, ((step, new[2] - misfit), recent), (nothing, nothing))
+        recent, older = _choose(
+            taken & ~first_look, ((step, new[2] - misfit), recent), (nothing, nothing)
+        )
         return k + 1, here, recent, older, radius
 
     nothing = (jnp.zeros_like(start), jnp.zeros_like(start))
     radius = jnp.full(len(y), longest)
-    first = (jnp.zeros((), jnp.int32), (start, *evaluate(start)), nothing, nothing, radius)
+    # The first round goes nowhere and evaluates the start: the potential is compiled once.
+    nowhere = (start, jnp.full(len(y), jnp.inf, y.dtype), jnp.zeros_like(start))
+    first = (jnp.full((), -1, jnp.int32), nowhere, nothing, nothing, radius)
     iterations, (x, values, misfit), *_ = jax.lax.while_loop(unfinished, iterate, first)
     return Feet(x, values, _norm(misfit), iterations)
 
