@@ -438,11 +438,16 @@ def open_h5ad(file: Path) -> Iterator[Any]:
 
 
 _WALK = """
-import resource, sys
+import contextlib, resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
 import h5py
+def walk(item):
+    with contextlib.suppress(Exception):
+        [item.attrs[key] for key in item.attrs]
+    with contextlib.suppress(Exception):
+        [walk(item[key]) for key in (item if isinstance(item, h5py.Group) else ())]
 with h5py.File(sys.argv[1]) as file:
-    file.visititems(lambda name, item: [item.attrs[key] for key in item.attrs] and None)
+    walk(file)
 """
 
 
