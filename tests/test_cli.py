@@ -374,6 +374,7 @@ def test_trajectories_say_how_much_is_in_walls(points, walls, exact_map):
     assert re.search(r"^Inside walls \d+\.\d\d% of the time, \S+ deep at most\.$", text, re.M)
 
 
+@pytest.mark.slow
 def test_maps_without_an_inverse_and_with_curved_paths(points, flow_map):
     invertible = brenier.load(flow_map).transport.invertible
     text = succeed("info", flow_map).stdout

@@ -78,6 +78,7 @@ def compare(method, dtype, steps):
     return float(apart)
 
 
+@pytest.mark.slow
 def test_no_device_holds_all_distances():
     program = on_eight_devices(ENERGY)
     assert "f32[32,256]" in program

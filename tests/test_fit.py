@@ -216,9 +216,7 @@ def test_results_act_on_numpy_and_jax_alike(solved):
     "options",
     [
         {"network": "mlp", "widths": (16, 16)},
-        pytest.param(
-            {"network": "resnet", "widths": None, "objective": "energy"}, marks=pytest.mark.slow
-        ),
+        {"network": "resnet", "widths": None, "objective": "energy"},
         {"collocation": "mix", "objective": "energy"},
         {"statistic": "V", "objective": "energy"},
         {"optimizer": optax.adam(1e-3), "objective": "energy"},
@@ -226,6 +224,7 @@ def test_results_act_on_numpy_and_jax_alike(solved):
     ],
     ids=lambda options: next(iter(options)),
 )
+@pytest.mark.slow
 def test_every_option_trains(options):
     solution = brenier.fit(PROBLEM, NCF(**(SMALL | options)), key=KEY, steps=40)
     losses = solution.history["loss"]
