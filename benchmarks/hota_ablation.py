@@ -10,14 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import brenier
 from benchmarks.harness import (
     Options,
     conditions,
-    keep,
     load,
     markdown,
     median_and_worst,
@@ -25,7 +23,7 @@ from benchmarks.harness import (
     select,
     values,
 )
-from benchmarks.obstacles import JUDGED, SCENES, judge, problem
+from benchmarks.obstacles import SCENES, measure
 
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("full", {}),
@@ -46,31 +44,9 @@ def run(options: Options) -> None:
             for change in CHANGES:
                 case = {"scene": scene, "change": change}
                 if options.wants(case):
-                    _run(options, case, seed)
-
-
-def _run(options: Options, case: dict[str, str], seed: int) -> None:
-    scene = SCENES[case["scene"]]()
-    fit_key, *keys = jax.random.split(jax.random.key(seed), 5)
-    solution = brenier.fit(
-        problem(scene),
-        brenier.HOTA(objective="residual", activation="leaky_relu", **CHANGES[case["change"]][1]),
-        key=fit_key,
-        steps=4 if options.quick else None,
-        validation=0.0,
-        throw=False,
-    )
-    keep(
-        options,
-        "hota_ablation",
-        case,
-        seed,
-        scores=judge(solution.potential, scene, keys, 200 if options.quick else JUDGED),
-        seconds=solution.info["timings"],
-        steps=solution.info["steps"],
-        status=solution.status,
-        settings=solution.info["method"],
-    )
+                    changed = CHANGES[change][1]
+                    method = brenier.HOTA(objective="residual", activation="leaky_relu", **changed)
+                    measure(options, "hota_ablation", case, SCENES[scene](), method, seed)
 
 
 def table(results: Path) -> str | None:

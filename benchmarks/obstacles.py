@@ -59,7 +59,8 @@ def run(options: Options) -> None:
             for row, (_, method) in ROWS.items():
                 case = {"scene": name, "method": row}
                 if options.wants(case):
-                    _run(options, case, make(), method, seed)
+                    weight = WEIGHTS.get(name, 1.0)
+                    measure(options, "obstacles", case, make(), method, seed, weight=weight)
 
 
 def problem(scene: Scene, weight: float = 1.0) -> brenier.TransportProblem:
@@ -72,11 +73,19 @@ def problem(scene: Scene, weight: float = 1.0) -> brenier.TransportProblem:
     )
 
 
-def _run(
-    options: Options, case: dict[str, str], scene: Scene, method: brenier.HOTA, seed: int
+def measure(
+    options: Options,
+    benchmark: str,
+    case: dict[str, Any],
+    scene: Scene,
+    method: brenier.HOTA,
+    seed: int,
+    *,
+    weight: float = 1.0,
+    judged: int = JUDGED,
 ) -> None:
+    """One fit to a scene, judged and kept."""
     fit_key, *keys = jax.random.split(jax.random.key(seed), 5)
-    weight = WEIGHTS.get(case["scene"], 1.0)
     solution = brenier.fit(
         problem(scene, weight),
         method,
@@ -87,10 +96,12 @@ def _run(
     )
     keep(
         options,
-        "obstacles",
+        benchmark,
         case,
         seed,
-        scores=judge(solution.potential, scene, keys, 200 if options.quick else JUDGED),
+        scores=judge(
+            solution.potential, scene, keys, min(judged, 200) if options.quick else judged
+        ),
         seconds=solution.info["timings"],
         steps=solution.info["steps"],
         status=solution.status,

@@ -11,14 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import brenier
 from benchmarks.harness import (
     Options,
     conditions,
-    keep,
     load,
     markdown,
     median_and_worst,
@@ -26,7 +24,7 @@ from benchmarks.harness import (
     select,
     values,
 )
-from benchmarks.obstacles import JUDGED, judge, problem
+from benchmarks.obstacles import JUDGED, measure
 from brenier.datasets.obstacles import Scene, sphere
 
 DIMS = (3, 10, 100, 1000)
@@ -37,37 +35,13 @@ def run(options: Options) -> None:
     for seed in options.seeds:
         for dim in DIMS:
             if options.wants({"dim": dim}):
-                _run(options, dim, seed)
+                method = brenier.HOTA(search=True, **({} if dim <= 100 else _FEWER))
+                judged = JUDGED if dim <= 100 else JUDGED // 4
+                measure(options, "sphere", {"dim": dim}, scene(dim), method, seed, judged=judged)
 
 
 def scene(dim: int) -> Scene:
     return sphere(dim, spread=0.3 * (3.0 / dim) ** 0.5, radius=0.98)
-
-
-def _run(options: Options, dim: int, seed: int) -> None:
-    fit_key, *keys = jax.random.split(jax.random.key(seed), 5)
-    posed = scene(dim)
-    judged = 100 if options.quick else JUDGED if dim <= 100 else JUDGED // 4
-    solution = brenier.fit(
-        problem(posed),
-        brenier.HOTA(search=True) if dim <= 100 else brenier.HOTA(search=True, **_FEWER),
-        key=fit_key,
-        steps=4 if options.quick else None,
-        validation=0.0,
-        throw=False,
-    )
-    keep(
-        options,
-        "sphere",
-        {"dim": dim},
-        seed,
-        scores=judge(solution.potential, posed, keys, judged),
-        seconds=solution.info["timings"],
-        steps=solution.info["steps"],
-        status=solution.status,
-        settings=solution.info["method"],
-        reference=dict(posed.reference),
-    )
 
 
 def table(results: Path) -> str | None:

@@ -384,7 +384,8 @@ class Run:
                 advice = "Train longer."
             warnings.warn(f"{message} {advice}", BrenierWarning, 4)
         outer = self._outer(self.kept)
-        if self.problem.dim != 2:  # where the free space itself was searched
+        # In the plane the free space itself was searched.
+        if self.problem.state_cost is not None and self.problem.dim != 2:
             check_paths(outer.potential, self.problem, self.problem.source.pool(POOL, 0))
         history = {k: np.asarray(v) for k, v in plan.history.items()}
         return Solution(outer, history, status, message, Metadata(scores), info)
