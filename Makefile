@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## fit a first map and write its pictures and report to
 	$(BIN)/brenier demo --out demo-output
 
 test: $(VENV)/installed-test  ## run the fast tests
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .

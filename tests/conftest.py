@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,6 +48,19 @@ CHECKED = (
     "networks",
 )
 jaxtyping.install_import_hook([f"brenier.{name}" for name in CHECKED], f"{__name__}.typechecked")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Forget compiled programs before their mappings are too many for one process.
+
+    Linux allows 65 530, and where there are no more the compiler of the next program crashes.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 40_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
