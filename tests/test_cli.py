@@ -321,7 +321,8 @@ def test_every_block_has_noise_of_its_own(points, flow_map, monkeypatch):
     assert alike == brenier.load(flow_map).transport.invertible
 
 
-def test_trajectories_of_a_flow(points, walls, flow_map):
+def test_trajectories_of_a_flow(points, walls, flow_map, monkeypatch):
+    monkeypatch.setitem(brenier.plotting.paths_animation.__kwdefaults__, "frames", 12)
     animation = ("--animation", "p.gif") if brenier.load(flow_map).transport.invertible else ()
     found = result_of(
         *("trajectories", flow_map, "x.npy", "--out", "p.npz", "--times", 11, "--seed", 5),
@@ -839,9 +840,8 @@ def test_ctrl_c_keeps_the_best_map_so_far(points):
     pty = pytest.importorskip("pty")
     terminal, stderr = pty.openpty()
     shown = b""
-    with start(
-        *FIT, "--steps", "1000000", "--json", stdout=subprocess.PIPE, stderr=stderr
-    ) as process:
+    endless = ("--steps", "1000000", "--json", "--preset", "published")  # it compiles in no time
+    with start(*FIT, *endless, stdout=subprocess.PIPE, stderr=stderr) as process:
         os.close(stderr)
         try:
             while b"step " not in shown:  # compiled, and the first chunk is done
