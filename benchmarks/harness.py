@@ -213,7 +213,8 @@ def values(records: Sequence[Record], name: str, group: str = "scores") -> list[
 
 def conditions(records: Sequence[Record]) -> str:
     """One line below a table: on what, with what, how often."""
-    machines = {f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in records}
+    counts = ((r["machine"]["cpu"], r["machine"]["cores"]) for r in records)
+    machines = {f"{cpu}, {cores} core{'s' * (cores > 1)}" for cpu, cores in counts}
     jaxes = {r["versions"]["jax"] for r in records}
     seeds = len({r["seed"] for r in records})
     often = f"Median (worst) of {seeds} seeds; no bracket: one seed" if seeds > 1 else "One seed"
