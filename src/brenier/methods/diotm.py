@@ -44,6 +44,7 @@ _TOYS: dict[str, Any] = {
     "activation": "silu",
     "map_widths": (256, 256, 256),
     "learning_rate": 1e-3,
+    "map_learning_rate": 1e-3,
     "betas": (0.5, 0.9),
     "averaging": 0.999,
     "batch_size": 256,
@@ -62,15 +63,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "celu",
         "map_widths": (128, 128, 128),
         "learning_rate": 3e-3,
+        "map_learning_rate": 1e-2,
         "betas": (0.5, 0.99),
         "averaging": 0.998,
         "batch_size": 512,
         "times": "stratified",
         "regularizer": "hj",
-        "hj_weight": 0.2,
+        "hj_weight": 0.1,
         "pair_coordinates": True,
         "scale_inputs": True,
-        "steps": 5000,
+        "steps": 10_000,
     },
     "published": _TOYS,
     "otm": _TOYS | {"times": "ends", "regularizer": "none"},
@@ -119,7 +121,7 @@ class DIOTM(PresetMethod[DIOTMState]):
         map_network: an equinox module `x -> T(x)` to use for both maps in place of the residual one.
         map_widths: of the residual maps' layers. They start at the identity.
         learning_rate: of Adam, for the potential; cosine decay to a hundredth.
-        map_learning_rate: the same for the maps; that of the potential where left out.
+        map_learning_rate: the same for the maps.
         betas: of Adam.
         averaging: decay of the running averages that are delivered; 0 delivers the last iterates.
         batch_size: samples a side and step.
@@ -179,14 +181,12 @@ class DIOTM(PresetMethod[DIOTMState]):
             expected.number("alpha", "penalty", test=lambda v: v > 0.0, what="> 0")
             self._fill({"hj_weight": 2.0 * self.alpha * float(self.penalty or 0.0)})
         super().__post_init__()
-        self._fill({"map_learning_rate": self.learning_rate})
 
     def _check_options(self, expected: Expected) -> None:
         expected.whole("steps", "batch_size", least=2)
         expected.whole("map_steps")
         expected.learning_rate("learning_rate")
-        if self.map_learning_rate is not None:
-            expected.learning_rate("map_learning_rate")
+        expected.learning_rate("map_learning_rate")
         expected.number("averaging", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)")
         expected.number("hj_weight", test=lambda v: v >= 0.0, what=">= 0")
         expected.one_of("times", ("stratified", "uniform", "ends"))
