@@ -1,7 +1,9 @@
 """Ways on a grid, against the shortest ones around a disc, and where there is none."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from brenier.methods._paths import _rest_of_routes
 from brenier.routes import shortest_routes
 
 X = np.array([[-2.0, 0.1], [-2.2, -0.3]])
@@ -47,3 +49,14 @@ def test_where_there_is_no_way_or_nothing_in_it():
     assert shortest_routes(lambda p: np.abs(p[:, 0]) < 0.2, X, Y, 9).shape == (9, 0, 2)
     assert shortest_routes(lambda p: p[:, 0] > 1e9, X, Y, 9).shape == (9, 0, 2)
     assert shortest_routes(lambda p: p[:, 0] < 1e9, X, Y, 9).shape == (9, 0, 2)
+
+
+def test_the_rest_of_a_route_starts_where_it_passes_nearest():
+    along = np.linspace(0.0, 1.0, 5)
+    routes = jnp.asarray(
+        np.stack([np.stack([along, 0 * along], 1), np.stack([along, 2 + along], 1)], axis=1)
+    )
+    x = jnp.asarray([[0.52, 0.1], [-1.0, 2.0], [1.0, 3.0]])
+    rest = _rest_of_routes(routes, x, jnp.asarray([[0.0], [0.5], [1.0]]))
+    expected = [[[0.5, 0.0], [0.75, 0.0], [1.0, 0.0]], [[0, 2], [0.5, 2.5], [1, 3]], [[1, 3]] * 3]
+    np.testing.assert_allclose(rest, np.swapaxes(expected, 0, 1), atol=1e-12)

@@ -25,7 +25,6 @@ ended without.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -364,12 +363,15 @@ def _spliced(
     times = starts[None] + share[..., 0] * (1.0 - starts[None])
 
     candidates = [paths]
-    known = [(state.paths, state.starts)]
+    pieces = []
+    for k, power in enumerate(_SPLICES):
+        other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
+        pieces.append((power, at_times(state.paths, state.starts, other, times)))
     if state.routes.size:
-        known.append((state.routes, jnp.zeros(state.routes.shape[1], paths.dtype)))
-    for k, (power, (others, begun)) in enumerate(itertools.product(_SPLICES, known)):
-        other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, others.shape[1])
-        piece = split(at_times(others, begun, other, times), axis=1)
+        rest = _rest_of_routes(state.routes, paths[0], share[:, 0])
+        pieces += [(power, rest) for power in _SPLICES]
+    for power, piece in pieces:
+        piece = split(piece, axis=1)
         bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
         if power > 1:  # the own end, otherwise the other's
             bent = bent + share**power * (paths[-1:] - piece[-1:])
@@ -386,6 +388,20 @@ def _spliced(
     best = jnp.argmin(costs.at[0].add(-_LEAST_GAIN), axis=0)
     paths = jnp.take_along_axis(stack, best[None, None, :, None], axis=0)[0]
     return paths, jnp.where(best > 0, FIRST_DAMPING, damping)
+
+
+def _rest_of_routes(
+    routes: Float[Array, "nodes routes d"], x: Float[Array, "n d"], share: Float[Array, "nodes 1"]
+) -> Float[Array, "nodes n d"]:
+    """What is left of the route that passes nearest to each point, from there on, at equal speed.
+
+    Another route would have to be bent far, and through walls.
+    """
+    apart = Quadratic().pairwise(x, routes.reshape(-1, routes.shape[2]))
+    node, route = jnp.divmod(jnp.argmin(apart, axis=1), routes.shape[1])
+    passed = node[None] / (len(routes) - 1)
+    times = (passed + share * (1.0 - passed)).astype(x.dtype)
+    return at_times(routes, jnp.zeros(routes.shape[1], x.dtype), route, times)
 
 
 def _arcs(
