@@ -32,7 +32,9 @@ SMOOTH = 4  # pixels that are drawn for each that is kept, a side
 INK, SOLID, PENCIL, PAPER = 25, 70, 185, 250  # brightness
 
 FRONT_DOOR, BALCONY_DOOR = (0.7, 1.5), (9.3, 5.4)  # the middle of the crowd, before and after
-HEIGHT = 10_000.0  # of the price in a wall: two hundred straight walks; at forty, going through is cheaper than around
+HEIGHT = (
+    2000.0  # of the price in a wall: forty straight walks; the way round the last wall is dearer
+)
 SWAY = 0.05  # of the crowd's walk, metres per square root of the time
 
 WALLS = [  # in metres; a gap between two lines is a door
