@@ -69,7 +69,7 @@ def _run(options: Options, name: str, seed: int) -> None:
     x, y, fresh, exact = _samples(name, seed, 2000 if options.quick else SAMPLES)
     images, facts = {}, {}
     for title, method in METHODS.items():
-        length = {"steps": 4} if options.quick else LENGTHS[title]
+        length: dict[str, Any] = {"steps": 4} if options.quick else LENGTHS[title]
         solution = brenier.fit(
             brenier.TransportProblem(x, y),
             method,
