@@ -37,9 +37,8 @@ from brenier.datasets import TOYS
 from brenier.metrics import crossing_share, noise_band, round_trip
 
 SAMPLES, FRESH = 50_000, 2000
-BEFORE = (
-    0.95  # a time before arrival: at 1, where the map contracts, paths differ by its errors alone
-)
+# A time before arrival: at 1, where the map contracts, paths differ by its errors alone.
+BEFORE = 0.95
 METHOD = brenier.NCF()
 SHOWN = ("eight_gaussians", "moons", "checkerboard", "two_rings")
 AGAINST_GAUSSIAN = [pair for toy in SHOWN for pair in (("gaussian", toy), (toy, "gaussian"))]
