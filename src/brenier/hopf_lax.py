@@ -74,20 +74,23 @@ def solve_feet(
     longest = _LONGEST_STEP * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
     rounding = 8 * float(jnp.finfo(y.dtype).eps)
 
-    def evaluate(x: Points) -> tuple[Float[Array, "n"], Points]:
-        def one(x: Point, y: Point) -> tuple[Scalar, Point]:
+    def evaluate(x: Points) -> tuple[Float[Array, "n"], Points, Float[Array, "n"]]:
+        def one(x: Point, y: Point) -> tuple[Scalar, Point, Scalar]:
             value, p = jax.value_and_grad(lambda x: u(jnp.zeros((), x.dtype), x))(x)
-            return value + cost.static(x, y), y - x - cost.grad_hamiltonian(p)
+            paid = cost.static(x, y)
+            # The sum is known to the rounding of its terms, which may be far larger than it is.
+            doubt = rounding * (1.0 + jnp.abs(value) + jnp.abs(paid))
+            return value + paid, y - x - cost.grad_hamiltonian(p), doubt
 
         return jax.vmap(one)(x, y)
 
     def unfinished(carry):
-        k, (_, _, misfit), *_ = carry
+        k, (_, _, misfit, _), *_ = carry
         arrived = jnp.mean(_norm(misfit) <= tolerance) >= enough
         return (k < 0) | ((k < max_iterations) & ~arrived)
 
     def iterate(carry):
-        k, (x, value, misfit), recent, older, radius = carry
+        k, (x, value, misfit, doubt), recent, older, radius = carry
         plain = _RELAXATION * misfit
         (dx1, df1), (dx2, df2) = recent, older
         c1, c2 = _least_squares(df1, df2, misfit)
@@ -97,12 +100,12 @@ def solve_feet(
         step = step * jnp.minimum(1.0, radius / (_norm(step) + 1e-9))[:, None]
         new = (x + step, *evaluate(x + step))
         first_look = k < 0
-        taken = first_look | (new[1] <= value + rounding * (1.0 + jnp.abs(value)))
+        taken = first_look | (new[1] <= value + doubt)
         # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
         was_plain = (_norm(dx1) == 0.0) | ~downhill
         shorter = jnp.where(was_plain, 0.25 * _norm(step), radius)
         radius = jnp.where(taken, jnp.minimum(2.0 * radius, longest), shorter)
-        here = _choose(taken, new, (x, value, misfit))
+        here = _choose(taken, new, (x, value, misfit, doubt))
         nothing = jax.tree.map(jnp.zeros_like, recent)
         recent, older = _choose(
             taken & ~first_look, ((step, new[2] - misfit), recent), (nothing, nothing)
@@ -112,9 +115,10 @@ def solve_feet(
     nothing = (jnp.zeros_like(start), jnp.zeros_like(start))
     radius = jnp.full(len(y), longest)
     # The first round goes nowhere and evaluates the start: the potential is compiled once.
-    nowhere = (start, jnp.full(len(y), jnp.inf, y.dtype), jnp.zeros_like(start))
+    unknown = jnp.full(len(y), jnp.inf, y.dtype)
+    nowhere = (start, unknown, jnp.zeros_like(start), unknown)
     first = (jnp.full((), -1, jnp.int32), nowhere, nothing, nothing, radius)
-    iterations, (x, values, misfit), *_ = jax.lax.while_loop(unfinished, iterate, first)
+    iterations, (x, values, misfit, _), *_ = jax.lax.while_loop(unfinished, iterate, first)
     return Feet(x, values, _norm(misfit), iterations)
 
 
