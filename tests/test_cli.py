@@ -518,6 +518,8 @@ def test_demo_writes_its_pictures_and_says_what_to_open(tmp_path, monkeypatch):
 
     def fake(*pictures, out, random_state, **options):
         seen.update(options)
+        for picture in pictures:
+            Image.open(picture).resize((64, 48)).save(picture)
         return transfer(*pictures, out=out, random_state=random_state, transport=Lighter())
 
     monkeypatch.setattr(_demo, "color_transfer", fake)

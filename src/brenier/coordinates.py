@@ -100,7 +100,7 @@ class Frame(eqx.Module):
     @staticmethod
     def _cast(x: Any, *constants: Any) -> tuple[Any, ...]:
         if isinstance(x, np.ndarray):
-            return constants
+            return tuple(map(np.asarray, constants))  # arrays of JAX in a frame that was traced
         rows = (1,) * (x.ndim - 1)
         return tuple(
             jnp.asarray(c, x.dtype).reshape(rows + c.shape if c.ndim else ()) for c in constants

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -106,16 +105,16 @@ class FlowTransport(Transport):
         """Where points (n, d) at time `start` are at `times`, shape (len(times), n, d)."""
         x = checked_points(x, self.dim)
         order = np.argsort(times) if start == 0.0 else np.argsort(times)[::-1]
-        # The seed as an argument, so that another one compiles nothing.
-        solve = partial(
-            _displacements, dataclasses.replace(self, seed=0), jax.random.key(self.seed)
-        )
+        # Neither the seed nor the frame decides what is compiled.
+        motion = _Motion(self.network, self.cost, self.drift, self.noise, self.steps)
+        solve = partial(_displacements, motion, jax.random.key(self.seed))
         sorted_times = jnp.asarray(np.asarray(times)[order], self._dtype)
+        begin = jnp.asarray(start, self._dtype)  # an array, so that both ways are one program
         back = np.argsort(order)
         if not isinstance(x, np.ndarray):
             z = self.frame.encode(start, x)
             # The path in the network's precision, the displacement in the caller's.
-            moves = solve(start, z.astype(self._dtype), sorted_times, jnp.arange(len(z)))
+            moves = solve(begin, z.astype(self._dtype), sorted_times, jnp.arange(len(z)))
             return jnp.stack(
                 [self._place(start, t, x, moves[i]) for t, i in zip(times, back, strict=True)]
             )
@@ -127,7 +126,7 @@ class FlowTransport(Transport):
             z[: len(part)] = self.frame.encode(start, part)
             index = jnp.arange(first, first + rows)
             try:
-                moves = np.asarray(solve(start, jnp.asarray(z), sorted_times, index))
+                moves = np.asarray(solve(begin, jnp.asarray(z), sorted_times, index))
             except eqx.EquinoxRuntimeError as error:  # the solver's own words are for its authors
                 raise DivergenceError(
                     "Expected paths that end, found a velocity that is too large to follow or not finite; "
@@ -222,11 +221,21 @@ def drifts(problem: TransportProblem, t: Float[Array, "n"], x: Points) -> Float[
     return jnp.zeros_like(x) if problem.drift is None else problem.drift.at(t, x)
 
 
+class _Motion(eqx.Module):
+    """The part of a `FlowTransport` that a path depends on, in the frame's coordinates."""
+
+    network: Potential
+    cost: Cost
+    drift: Drift | None
+    noise: float = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+
+
 @eqx.filter_jit
 def _displacements(
-    flow: FlowTransport,
+    flow: _Motion,
     key: Key,
-    start: float,
+    start: Scalar,
     z: Float[Array, "n d"],
     times: Float[Array, "k"],
     index: Int[Array, "n"],

@@ -105,7 +105,8 @@ def _advance(
     slope: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """`n` steps, and the means of their metrics."""
-    step = partial(method.step, problem)
+    # Jitted, so that it is traced once for both of its uses.
+    step = jax.jit(partial(method.step, problem), inline=True)
 
     def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, sums = carry

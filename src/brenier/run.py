@@ -115,8 +115,8 @@ class Run:
         if x_held is not None and y_held is not None:
             self.held_out = HeldOut(
                 self.inner,
-                jnp.asarray(encode(0.0, x_held), dtype),
-                jnp.asarray(encode(1.0, y_held), dtype),
+                np.asarray(encode(0.0, x_held), dtype),
+                np.asarray(encode(1.0, y_held), dtype),
                 scale,
                 jax.random.fold_in(key, _SCORE),
             )

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 from brenier.classes import ClassSampler
 from brenier.discrepancies import classwise_energy_distance
 from brenier.gaussian import GaussianPotential
-from brenier.metrics import noise_band
+from brenier.metrics import noise_band, round_trip
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL, Sampler
 from brenier.transport import Transport
@@ -70,7 +70,7 @@ class HeldOut:
     """
 
     def __init__(
-        self, problem: TransportProblem, x: jax.Array, y: jax.Array, scale: float, key: Key
+        self, problem: TransportProblem, x: np.ndarray, y: np.ndarray, scale: float, key: Key
     ):
         self.problem, self.x, self.y, self.scale = problem, x, y, scale
         self.blocks = max(len(problem.classes), 1)
@@ -85,10 +85,10 @@ class HeldOut:
             for name, bands in self.class_bands.items()
         }
 
-    def _bands(self, sampler: Sampler, held: jax.Array, n: int, m: int, key: Key) -> list[float]:
+    def _bands(self, sampler: Sampler, held: np.ndarray, n: int, m: int, key: Key) -> list[float]:
         n, m = n // self.blocks, m // self.blocks
         pool = _blocks(sampler, MAX_HELD_OUT)
-        pools = zip(*(np.split(np.asarray(a), self.blocks) for a in (held, pool)), strict=True)
+        pools = zip(*(np.split(a, self.blocks) for a in (held, pool)), strict=True)
         return [noise_band(np.concatenate(both), n, m, key=key) for both in pools]
 
     def scores(self, transport: Transport) -> dict[str, float]:
@@ -111,7 +111,7 @@ class HeldOut:
         if not self.problem.classes:
             return {}
         raw = _scores(transport, self.x, self.y, self.blocks)
-        columns = {k: np.asarray(v) for k, v in raw.items() if k.startswith("energy")}
+        columns = {k: v for k, v in raw.items() if k.startswith("energy")}
         columns |= {k: np.asarray(v) for k, v in self.class_bands.items()}
         columns = {name: self.scale * column for name, column in columns.items()}
         columns["kept_forward"] = _kept(
@@ -135,11 +135,12 @@ class HeldOut:
         linear = GaussianPotential.from_samples(
             self.problem.source.pool(POOL, 0), self.problem.target.pool(POOL, 0)
         )
-        images = jnp.asarray(linear.forward(np.asarray(self.x)), self.x.dtype)
-        preimages = jnp.asarray(linear.inverse(np.asarray(self.y)), self.y.dtype)
+        images, preimages = linear.forward(self.x), linear.inverse(self.y)
+        forward = _energies(images.astype(self.x.dtype), self.y, self.blocks)
+        backward = _energies(self.x, preimages.astype(self.y.dtype), self.blocks)
         return {
-            "linear_forward": self.scale * float(_energy(images, self.y, self.blocks)),
-            "linear_backward": self.scale * float(_energy(preimages, self.x, self.blocks)),
+            "linear_forward": self.scale * float(np.mean(forward)),
+            "linear_backward": self.scale * float(np.mean(backward)),
         }
 
 
@@ -215,8 +216,9 @@ def _kept(points: np.ndarray, side: Sampler, blocks: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=2)
-def _energy(x: jax.Array, y: jax.Array, blocks: int) -> jax.Array:
-    return jnp.mean(classwise_energy_distance(x, y, blocks))
+def _energies(x: Any, y: Any, blocks: int) -> jax.Array:
+    """By class, shape (blocks,); source or preimages first, that both ways may be one program."""
+    return classwise_energy_distance(x, y, blocks)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -228,18 +230,21 @@ def _dual_terms(transport: Transport, x: jax.Array, y: jax.Array, blocks: int) -
     return jax.tree.map(jnp.ravel, jax.vmap(transport.dual_terms)(*by_class))
 
 
-@partial(jax.jit, static_argnums=3)
-def _scores(transport: Transport, x: jax.Array, y: jax.Array, blocks: int) -> dict[str, jax.Array]:
-    """Energy distances by class, shape (blocks,), and the round trip."""
+def _scores(
+    transport: Transport, x: np.ndarray, y: np.ndarray, blocks: int
+) -> dict[str, np.ndarray]:
+    """Energy distances by class, shape (blocks,), and the round trip as a share of the variance.
+
+    NumPy arrays, as a user would pass: they are padded to few shapes, so that all maps share their programs.
+    """
     images = transport.forward(x)
-    forward = {"energy_forward": classwise_energy_distance(images, y, blocks)}
+    forward = {"energy_forward": np.asarray(_energies(images, y, blocks))}
     if not transport.invertible:
         return forward
-    preimages = transport.inverse(y)
-    returned = transport.inverse(images)
+    preimages, returned = transport.inverse(y), transport.inverse(images)
     return forward | {
-        "energy_backward": classwise_energy_distance(preimages, x, blocks),
-        "round_trip": jnp.mean(jnp.sum((returned - x) ** 2, axis=1)) / jnp.sum(jnp.var(x, axis=0)),
+        "energy_backward": np.asarray(_energies(x, preimages, blocks)),
+        "round_trip": np.asarray(round_trip(x, returned) / 100.0),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -11,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from brenier.coordinates import Frame
 from brenier.errors import InputError, UnsupportedProblemError
@@ -241,6 +243,10 @@ def averaged(average: T, current: T, step: jax.Array, rate: float) -> T:
 def with_base(base: GaussianPotential | None, network: Potential) -> Potential:
     """`base + network`, where there is a base."""
     return network if base is None else SumPotential(base, network)
+
+
+# The same object every time: what it compiles is compiled once.
+adam = functools.cache(optax.adam)
 
 
 @eqx.filter_jit

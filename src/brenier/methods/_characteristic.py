@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from brenier.methods._base import (
     Expected,
     PresetMethod,
     Schedule,
+    adam,
     averaged,
     built,
     cast,
@@ -145,8 +145,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         box = np.stack([np.minimum(x.min(0), y.min(0)), np.maximum(x.max(0), y.max(0))])
         return CharacteristicState(
             network=network,
-            # A copy: a donated state must not hold the same buffer twice.
-            averaged=jax.tree.map(jnp.copy, network),
+            averaged=network,
             base=base,
             optimizer=jax.jit(self._optimizer().init)(network),
             box=jnp.asarray(box, problem.dtype),
@@ -270,11 +269,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
     def _optimizer(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
-        # The same object every time: what it compiles is compiled once.
-        return (muon if self.optimizer == "muon" else _adam)(self.learning_rate)
-
-
-_adam = functools.cache(optax.adam)
+        return (muon if self.optimizer == "muon" else adam)(self.learning_rate)
 
 
 def matching_loss(

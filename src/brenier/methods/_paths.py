@@ -38,7 +38,7 @@ from jaxtyping import Array, Float, Int
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
 from brenier.flow import drifts, simulate, velocities
-from brenier.methods._base import averaged, cast, decay, with_base
+from brenier.methods._base import adam, averaged, built, cast, decay, with_base
 from brenier.methods._muon import muon
 from brenier.networks import DenseQuadratic, with_zero_head
 from brenier.paths import (
@@ -101,18 +101,18 @@ class PathState(eqx.Module):
 def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
     x = problem.source.pool(POOL, 0)
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
-    end = with_zero_head(DenseQuadratic(problem.dim, _END_WIDTHS, direct=True, key=key))
-    end = cast(end, problem.dtype)
+    end = built(DenseQuadratic, problem.dim, _END_WIDTHS, direct=True, key=key)
+    end = cast(with_zero_head(end), problem.dtype)
     y = jnp.asarray(problem.target.pool(POOL, 0), problem.dtype)
     shift = y.mean(0) - x.mean(0)
     times = jnp.linspace(0.0, 1.0, method.rollout_steps + 1, dtype=problem.dtype)
     optimizers = _optimizers(method)
     return PathState(
         network=network,
-        average=jax.tree.map(jnp.copy, network),
+        average=network,
         base=base,
         end=end,
-        optimizers=(optimizers[0].init(network), optimizers[1].init(end)),
+        optimizers=(jax.jit(optimizers[0].init)(network), jax.jit(optimizers[1].init)(end)),
         paths=x[None] + times[:, None, None] * shift[None, None],
         routes=jnp.asarray(_routes(method, problem), problem.dtype),
         starts=jnp.zeros(len(x), problem.dtype),
@@ -135,7 +135,7 @@ def _routes(method: HOTA, problem: TransportProblem) -> np.ndarray:
 
 
 def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    return optax.adam(method.learning_rate, *method.betas), muon(_END_RATE)
+    return adam(method.learning_rate, *method.betas), muon(_END_RATE)
 
 
 def step(

@@ -22,7 +22,9 @@ from brenier.methods._base import (
     FROM_PRESET,
     Expected,
     PresetMethod,
+    adam,
     averaged,
+    built,
     cast,
     decay,
     refuse_bent_paths,
@@ -235,12 +237,11 @@ class DIOTM(PresetMethod[DIOTMState]):
             ),
             problem.dtype,
         )
-        # Copied, for a network of the user's would be both maps, and a donated state holds no buffer twice.
-        players = jax.tree.map(jnp.copy, players)
-        optimizers = Players(*(self._optimizer(1.0).init(player) for player in players))
+        start = jax.jit(adam(1.0, *self.betas).init)
+        optimizers = Players(*(start(player) for player in players))
         return DIOTMState(
             players,
-            jax.tree.map(jnp.copy, players),
+            players,
             pair,
             optimizers,
             jnp.zeros((), jnp.int32),
@@ -250,14 +251,14 @@ class DIOTM(PresetMethod[DIOTMState]):
         if isinstance(self.network, eqx.Module):
             return self.network
         if self.network == "mlp":
-            return MLP(dim, self.widths, activation=self.activation, key=key)
-        network = DenseQuadratic(dim, self.widths, activation=self.activation, direct=True, key=key)
-        return with_zero_head(network)
+            return built(MLP, dim, self.widths, activation=self.activation, key=key)
+        options: dict[str, Any] = {"activation": self.activation, "direct": True, "key": key}
+        return with_zero_head(built(DenseQuadratic, dim, self.widths, **options))
 
     def _map(self, dim: int, key: Key, matrix: Any) -> Any:
         if self.map_network is not None:
             return self.map_network
-        return ResidualMap(dim, self.map_widths, matrix=matrix, key=key)
+        return built(ResidualMap, dim, self.map_widths, matrix=matrix, key=key)
 
     def _optimizer(self, rate: Any) -> optax.GradientTransformation:
         return optax.adam(rate, *self.betas)

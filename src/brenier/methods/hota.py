@@ -25,6 +25,8 @@ from brenier.methods._base import (
     FROM_PRESET,
     Expected,
     PresetMethod,
+    adam,
+    built,
     cast,
     decay,
     refuse_classes,
@@ -267,9 +269,9 @@ class HOTA(PresetMethod[Any]):
         capacity = max(self.buffer_size // rows, 1) * rows
         return HOTAState(
             network=network,
-            target=jax.tree.map(jnp.copy, network),
+            target=network,
             base=base,
-            optimizer=self._optimizer().init(network),
+            optimizer=jax.jit(self._optimizer().init)(network),
             scale=jnp.asarray(_FIRST_SCALE, problem.dtype),
             times=jnp.zeros(capacity, problem.dtype),
             points=jnp.zeros((capacity, problem.dim), problem.dtype),
@@ -289,13 +291,13 @@ class HOTA(PresetMethod[Any]):
             return self.network
         options: dict[str, Any] = {"activation": self.activation, "key": key}
         if self.network == "mlp":
-            return MLP(dim, self.widths, **options)
+            return built(MLP, dim, self.widths, **options)
         if self.preset == "published":
             options["features"] = _PUBLISHED_FEATURES
-        return FiLM(dim, self.widths, **options)
+        return built(FiLM, dim, self.widths, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate, *self.betas)
+        return adam(self.learning_rate, *self.betas)
 
     # -- one step --------------------------------------------------------------------------------------------------
 

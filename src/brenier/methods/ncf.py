@@ -139,15 +139,14 @@ class NCF(CharacteristicMethod):
             with_zero_head(self._network(problem.dim, jax.random.fold_in(key, end)))
             for end in range(2)
         )
-        # Copied, for a network of the user's would be both ends, and a donated state holds no buffer twice.
-        slices = jax.tree.map(jnp.copy, cast(EndSlices(start, end, jnp.zeros(())), problem.dtype))
+        slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
         pair = None
         if self.pair_coordinates and isinstance(problem.cost, Quadratic):
             pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
             pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
         return CharacteristicState(
             network=slices,
-            averaged=jax.tree.map(jnp.copy, slices),
+            averaged=slices,
             base=pair,
             optimizer=jax.jit(self._optimizer().init)(slices),
             box=jnp.zeros((2, problem.dim), problem.dtype),
