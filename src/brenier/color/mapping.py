@@ -81,7 +81,8 @@ def transfer(
         codes = _codes(image.pixels[rows])
         present[codes if image.shown is None else codes[image.shown[rows]]] = True
     codes = np.flatnonzero(present)
-    ranks = np.cumsum(present, dtype=np.int32) - 1
+    ranks = np.empty(len(present), np.int32)  # pages that no colour needs are never touched
+    ranks[codes] = np.arange(len(codes), dtype=np.int32)
     variants = max(1, min(dither, _TABLE // max(len(codes), 1)))
 
     rng = np.random.default_rng(seed)
