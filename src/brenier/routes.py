@@ -9,16 +9,50 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 _CELLS = 240  # along twice the larger extent of the points
+_APART = 6  # nodes between the beginnings of ways
 _CLEARANCE = 0.05  # of that extent: within it nodes are dear
 _DEAR = 3.0
 _TARGETS = 256
+_SOURCES = 64
+
+
+class Routes(eqx.Module):
+    """Ways to the target from all over the free plane, and which of them to take at a point.
+
+    Attributes:
+        ways: each at equal distances, shape (nodes, r, 2); r = 0 where there is none, or nothing to go around.
+        taken: by node of the grid, the way whose beginning is nearest on the grid, so on the same side of walls.
+        corner: where the grid begins.
+        step: between its nodes.
+    """
+
+    ways: Float[Array, "nodes r 2"]
+    taken: Int[Array, "rows columns"]
+    corner: Float[Array, "2"]
+    step: Float[Array, ""]
+
+    def at(self, x: Float[Array, "n 2"]) -> Float[Array, "nodes n 2"]:
+        """The way to take at each point: it begins near it."""
+        place = jnp.rint((x - self.corner[None]) / self.step).astype(int)
+        row, column = (
+            jnp.clip(p, 0, k - 1) for p, k in zip(place.T, self.taken.shape, strict=True)
+        )
+        return self.ways[:, self.taken[row, column]]
+
+
+def no_routes(nodes: int, dtype: np.dtype) -> Routes:
+    """Where no search is made, or none is needed."""
+    nowhere = jnp.zeros((0, 0), jnp.int32), jnp.zeros(2, dtype), jnp.ones((), dtype)
+    return Routes(jnp.zeros((nodes, 0, 2), dtype), *nowhere)
 
 
 def shortest_routes(
@@ -26,18 +60,19 @@ def shortest_routes(
     x: Float[np.ndarray, "n 2"],
     y: Float[np.ndarray, "m 2"],
     nodes: int,
-) -> Float[np.ndarray, "nodes r 2"]:
-    """The shortest ways from points `x` to the nearest of the points `y`, at `nodes` equal distances.
+) -> Routes:
+    """The shortest ways to the nearest of the points `y`, from points `x` and from all over the free plane.
 
     Args:
         inside: whether points lie in the obstacle.
-        x: where to start from; those from which there is no way are left out, and all where nothing is in the way.
-        y: where to go.
+        x: where to start from, (n, 2); the grid reaches beyond `x` and `y` by half of their extent.
+        y: where to go, (m, 2).
         nodes: of a way, both ends included.
 
     Example:
         >>> wall = lambda p: (np.abs(p[:, 0] - 0.5) < 0.1) & (p[:, 1] < 0.3)
-        >>> way = shortest_routes(wall, np.array([[0.0, 0.0]]), np.array([[1.0, 0.0]]), 5)
+        >>> x, y = np.array([[0.0, 0.0]]), np.array([[1.0, 0.0]])
+        >>> way = shortest_routes(wall, x, y, 5).at(jnp.asarray(x))
         >>> bool(way[2, 0, 1] > 0.3)
         True
     """
@@ -45,28 +80,45 @@ def shortest_routes(
     low, high = corners.min(axis=0), corners.max(axis=0)
     extent = max(float((high - low).max()), 1e-30)
     step = 2.0 * extent / _CELLS
-    axes = [np.arange(a, b, step) for a, b in zip(low - extent / 2, high + extent / 2, strict=True)]
+    low, high = low - extent / 2, high + extent / 2
+    axes = [np.arange(a, b, step) for a, b in zip(low, high, strict=True)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     free = ~inside(places.reshape(-1, 2)).reshape(places.shape[:2])
     if not free.any() or free.all():
-        return np.zeros((nodes, 0, 2))
+        return no_routes(nodes, x.dtype)
     room = np.asarray(ndimage.distance_transform_edt(free, sampling=step))
     close = room < _CLEARANCE * extent
     graph = _graph(free, np.where(close, _DEAR, 1.0) * step)
-    starts, goals = (_node(low - extent / 2, step, free, points) for points in (x, y[:_TARGETS]))
+    sources, goals = (
+        _nearest(free)[_node(low, step, free.shape, points)]
+        for points in (x[:_SOURCES], y[:_TARGETS])
+    )
     lengths, before, _ = dijkstra(
         graph, indices=np.unique(goals), min_only=True, return_predecessors=True
     )
-    found = []
-    for point, node in zip(x, starts, strict=True):
-        if not np.isfinite(lengths[node]):
-            continue
+    lattice = np.zeros(free.shape, bool)
+    lattice[::_APART, ::_APART] = True
+    lattice.flat[sources] = True
+    begins = np.flatnonzero(lattice.ravel() & np.isfinite(lengths))
+    if not np.isfinite(lengths[sources]).any():
+        return no_routes(nodes, x.dtype)
+
+    number = np.zeros(free.size, np.int32)
+    number[begins] = np.arange(len(begins))
+    apart, _, begin = dijkstra(graph, indices=begins, min_only=True, return_predecessors=True)
+    taken = number[np.where(begin >= 0, begin, 0)][_nearest(np.isfinite(apart).reshape(free.shape))]
+    ways = []
+    for node in begins:
         way = [node]
         while before[way[-1]] >= 0:
             way.append(before[way[-1]])
-        line = np.concatenate([point[None], places.reshape(-1, 2)[way[1:] or way]])
-        found.append(_evenly(line, nodes))
-    return np.stack(found, axis=1) if found else np.zeros((nodes, 0, 2))
+        ways.append(_evenly(places.reshape(-1, 2)[way], nodes))
+    return Routes(
+        jnp.asarray(np.stack(ways, axis=1), x.dtype),
+        jnp.asarray(taken.reshape(free.shape)),
+        jnp.asarray(low, x.dtype),
+        jnp.asarray(step, x.dtype),
+    )
 
 
 def _graph(free: Bool[np.ndarray, "a b"], price: Float[np.ndarray, "a b"]) -> csr_array:
@@ -85,12 +137,19 @@ def _graph(free: Bool[np.ndarray, "a b"], price: Float[np.ndarray, "a b"]) -> cs
     return one_way + one_way.T
 
 
-def _node(low: np.ndarray, step: float, free: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The free node nearest to the node nearest to each point."""
-    nearest = ndimage.distance_transform_edt(~free, return_distances=False, return_indices=True)
-    at = np.clip(np.rint((points - low) / step).astype(int), 0, np.array(free.shape) - 1)
-    row, column = np.asarray(nearest)[:, at[:, 0], at[:, 1]]
-    return row * free.shape[1] + column
+def _node(
+    low: np.ndarray, step: float, shape: tuple[int, ...], points: np.ndarray
+) -> Int[np.ndarray, "n"]:
+    """The number of the node nearest to each point."""
+    at = np.clip(np.rint((points - low) / step).astype(int), 0, np.array(shape) - 1)
+    return at[:, 0] * shape[1] + at[:, 1]
+
+
+def _nearest(good: Bool[np.ndarray, "a b"]) -> Int[np.ndarray, "nodes"]:
+    """By node, the number of the nearest good one."""
+    found = ndimage.distance_transform_edt(~good, return_distances=False, return_indices=True)
+    row, column = np.asarray(found)
+    return (row * good.shape[1] + column).ravel()
 
 
 def _evenly(line: Float[np.ndarray, "k 2"], nodes: int) -> Float[np.ndarray, "nodes 2"]:

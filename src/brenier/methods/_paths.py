@@ -52,7 +52,7 @@ from brenier.paths import (
     running,
 )
 from brenier.problem import TransportProblem
-from brenier.routes import shortest_routes
+from brenier.routes import Routes, no_routes, shortest_routes
 from brenier.samplers import POOL
 from brenier.state_costs import evaluate_at
 from brenier.typing import Key, Points, Potential
@@ -66,7 +66,6 @@ _FINAL_RATE = 1e-2
 _AVERAGING = 0.98  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
-_ROUTES = 64
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
 _LONGEST_STRAY = 2.0
@@ -91,7 +90,7 @@ class PathState(eqx.Module):
     end: Any
     optimizers: tuple[optax.OptState, optax.OptState]
     paths: Float[Array, "nodes pool d"]
-    routes: Float[Array, "nodes routes d"]  # that a search has found
+    routes: Routes
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
@@ -114,7 +113,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         end=end,
         optimizers=(jax.jit(optimizers[0].init)(network), jax.jit(optimizers[1].init)(end)),
         paths=x[None] + times[:, None, None] * shift[None, None],
-        routes=jnp.asarray(_routes(method, problem), problem.dtype),
+        routes=_routes(method, problem),
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
@@ -122,16 +121,16 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
     )
 
 
-def _routes(method: HOTA, problem: TransportProblem) -> np.ndarray:
-    cost = problem.state_cost
+def _routes(method: HOTA, problem: TransportProblem) -> Routes:
+    cost, nodes = problem.state_cost, method.rollout_steps + 1
     if not method.search or cost is None or problem.dim != 2:
-        return np.zeros((method.rollout_steps + 1, 0, problem.dim))
-    x, y = problem.source.pool(_ROUTES, 0), problem.target.pool(POOL, 0)
+        return no_routes(nodes, problem.dtype)
+    x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
 
     def inside(points: np.ndarray) -> np.ndarray:
         return np.asarray(evaluate_at(cost.inside, points))
 
-    return shortest_routes(inside, x[:_ROUTES], y, method.rollout_steps + 1)
+    return shortest_routes(inside, x, y, nodes)
 
 
 def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -152,7 +151,7 @@ def step(
     fresh = min(method.refreshed, len(x))
     x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
     x = split(jax.random.permutation(jax.random.fold_in(keys[5], 1), x))
-    first = _FIRST_BLUR_ON_ROUTES if state.routes.size else _FIRST_BLUR
+    first = _FIRST_BLUR_ON_ROUTES if state.routes.ways.size else _FIRST_BLUR
     blur = _Blur(problem, _width(method, problem, first, progress))
     state, newest = _renewed(method, problem, state, x, keys[0])
     chosen = _chosen(method, state, newest, keys[1])
@@ -367,9 +366,8 @@ def _spliced(
     for k, power in enumerate(_SPLICES):
         other = jax.random.randint(jax.random.fold_in(key, k), (n,), 0, state.paths.shape[1])
         pieces.append((power, at_times(state.paths, state.starts, other, times)))
-    if state.routes.size:
-        rest = _rest_of_routes(state.routes, paths[0], share[:, 0])
-        pieces += [(power, rest) for power in _SPLICES]
+    if state.routes.ways.size:
+        pieces += [(power, state.routes.at(paths[0])) for power in _SPLICES]
     for power, piece in pieces:
         piece = split(piece, axis=1)
         bent = piece + (1.0 - share) ** power * (paths[:1] - piece[:1])
@@ -388,20 +386,6 @@ def _spliced(
     best = jnp.argmin(costs.at[0].add(-_LEAST_GAIN), axis=0)
     paths = jnp.take_along_axis(stack, best[None, None, :, None], axis=0)[0]
     return paths, jnp.where(best > 0, FIRST_DAMPING, damping)
-
-
-def _rest_of_routes(
-    routes: Float[Array, "nodes routes d"], x: Float[Array, "n d"], share: Float[Array, "nodes 1"]
-) -> Float[Array, "nodes n d"]:
-    """What is left of the route that passes nearest to each point, from there on, at equal speed.
-
-    Another route would have to be bent far, and through walls.
-    """
-    apart = Quadratic().pairwise(x, routes.reshape(-1, routes.shape[2]))
-    node, route = jnp.divmod(jnp.argmin(apart, axis=1), routes.shape[1])
-    passed = node[None] / (len(routes) - 1)
-    times = (passed + share * (1.0 - passed)).astype(x.dtype)
-    return at_times(routes, jnp.zeros(routes.shape[1], x.dtype), route, times)
 
 
 def _arcs(
