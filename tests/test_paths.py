@@ -86,9 +86,24 @@ def test_blur_of_a_step_is_the_normal_distribution():
         x[None, :, None],
         jnp.concatenate([half, -half]),
         0.2,
+        jnp.zeros(100_000),
     )
     np.testing.assert_allclose(value[0], norm.cdf(x / 0.2), atol=0.01)
     np.testing.assert_allclose(slope[0, :, 0], norm.pdf(x / 0.2) / 0.2, rtol=0.05)
+
+
+def test_a_wall_between_nodes_is_paid_for():
+    """In proportion to the interval that is in it."""
+
+    def wall(x):
+        return (jnp.abs(x[:, 0]) < 0.1).astype(float)
+
+    nodes = jnp.array([-0.9, -0.3, 0.3, 0.9])[:, None, None]
+    shares = jnp.linspace(-0.5, 0.5, 6001)
+    value, _ = blurred(wall, nodes, jnp.zeros((6001, 1)), 1e-6, shares)
+    np.testing.assert_allclose(value.sum(), 0.2 / 0.6, rtol=2e-3)
+    at_nodes, _ = blurred(wall, nodes, jnp.zeros((1, 1)), 1e-6, jnp.zeros(1))
+    assert at_nodes.sum() == 0.0
 
 
 def test_places_on_paths_at_any_time():

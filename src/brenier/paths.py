@@ -61,23 +61,30 @@ def blurred(
     nodes: Float[Array, "k n d"],
     probes: Float[Array, "p d"],
     width: Scalar,
+    shares: Float[Array, "p"],
 ) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
-    """Value and slope of the blurred state cost at nodes.
+    """Value and slope of the blurred state cost along the intervals around nodes.
+
+    At nodes alone a path would pay nothing for a wall that it has jumped over.
 
     Args:
         state_cost: of points (n, d) at once.
         nodes: where.
         probes: standard normal, in pairs `±e`.
         width: `h`.
+        shares: in [-½, ½], where on the interval each probe is; the same for both of a pair.
 
     Example:
         >>> probes = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
-        >>> value, slope = blurred(lambda x: x[:, 0], jnp.ones((1, 1, 2)), probes, 0.5)
+        >>> value, slope = blurred(lambda x: x[:, 0], jnp.ones((1, 1, 2)), probes, 0.5, jnp.zeros(2))
         >>> slope.tolist()
         [[[1.0, 0.0]]]
     """
+    around = jnp.concatenate([nodes[:1], nodes, nodes[-1:]])
+    along = 0.5 * (around[2:] - around[:-2])
     # The paths come first, so that several devices can share them when all points are in a row.
-    at = jnp.swapaxes(nodes, 0, 1)[:, :, None] + width * probes[None, None]
+    at, along = (jnp.swapaxes(a, 0, 1)[:, :, None] for a in (nodes, along))
+    at = at + shares[None, None, :, None] * along + width * probes[None, None]
     found = state_cost(at.reshape(-1, at.shape[-1])).reshape(at.shape[:-1])
     slope = jnp.einsum("nkp,pd->knd", found, probes) / (len(probes) * width)
     return found.mean(-1).T, slope

@@ -69,7 +69,7 @@ _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
 _LONGEST_STRAY = 2.0
-_PROBES, _FEW_PROBES = 16, 4  # of the blur, for Newton's steps and for comparing paths
+_PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
 _NEWTON_STEPS = 2
@@ -284,9 +284,12 @@ class _Blur:
         state_cost = self.problem.state_cost
         if state_cost is None:
             return lambda nodes: (jnp.zeros(nodes.shape[:-1], nodes.dtype), jnp.zeros_like(nodes))
-        half = jax.random.normal(key, (count // 2, self.problem.dim), self.problem.dtype)
-        probes = jnp.concatenate([half, -half])
-        return lambda nodes: blurred(jax.vmap(state_cost), nodes, probes, self.width)
+        dtype, pairs = self.problem.dtype, count // 2
+        half = jax.random.normal(key, (pairs, self.problem.dim), dtype)
+        where = jax.random.uniform(jax.random.fold_in(key, 1), (pairs,), dtype)
+        where = (jnp.arange(pairs) + where) / pairs - 0.5
+        probes, shares = jnp.concatenate([half, -half]), jnp.concatenate([where, where])
+        return lambda nodes: blurred(jax.vmap(state_cost), nodes, probes, self.width, shares)
 
 
 def _renewed(
