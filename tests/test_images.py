@@ -12,6 +12,7 @@ import brenier
 from brenier.errors import BrenierWarning, InputError
 from brenier.images import ImageFolder
 from brenier.networks import ConvPotential, UNet
+from brenier.networks._images import _by_convolution, _by_products
 from brenier.samplers import FunctionSampler
 
 KEY = jax.random.key(0)
@@ -120,6 +121,13 @@ class TestNetworks:
     shape = (16, 8, 3)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    def test_products_are_a_convolution(self, size):
+        x, kernel = jax.random.normal(KEY, (5, 7, 2)), jax.random.normal(KEY, (size, size, 2, 3))
+        np.testing.assert_allclose(
+            _by_products(x, kernel), _by_convolution(x, kernel), rtol=1e-12, atol=1e-12
+        )
+
     def test_unet_starts_at_the_identity_and_uses_all_of_itself(self):
         x = jnp.asarray(RNG.normal(size=384))
         net = UNet(self.shape, (4, 8), key=KEY)

@@ -34,8 +34,31 @@ class Convolution(eqx.Module):
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "height width out"]:
         kernel, bias = self.kernel.astype(x.dtype), self.bias.astype(x.dtype)
-        y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
-        return y[0] + bias[None, None]
+        # XLA differentiates convolutions into ones for which it has slow loops alone on a CPU.
+        y = jax.lax.platform_dependent(x, kernel, cpu=_by_products, default=_by_convolution)
+        return y + bias[None, None]
+
+
+def _by_convolution(
+    x: Float[Array, "h w in"], kernel: Float[Array, "k k in out"]
+) -> Float[Array, "h w out"]:
+    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)[
+        0
+    ]
+
+
+def _by_products(
+    x: Float[Array, "h w in"], kernel: Float[Array, "k k in out"]
+) -> Float[Array, "h w out"]:
+    """One product of matrices, with the neighbours of a pixel as more of its channels."""
+    height, width, channels = x.shape
+    size = len(kernel)
+    before, after = (size - 1) // 2, size // 2
+    padded = jnp.pad(x, ((before, after), (before, after), (0, 0)))
+    shifts = [(i, j) for i in range(size) for j in range(size)]
+    beside = [padded[i : i + height, j : j + width] for i, j in shifts]
+    flat = kernel.reshape(size * size * channels, -1)
+    return jnp.concatenate(beside, axis=-1) @ flat
 
 
 class Block(eqx.Module):
