@@ -32,7 +32,7 @@ SMOOTH = 4  # pixels that are drawn for each that is kept, a side
 INK, SOLID, PENCIL, PAPER = 25, 70, 185, 250  # brightness
 
 FRONT_DOOR, BALCONY_DOOR = (0.7, 1.5), (9.3, 5.4)  # the middle of the crowd, before and after
-# The price in a wall: to dash through .26 m at the best speed costs .26 √(2 · 30 000) = 64, the way round some 30.
+# The price in a wall: to dash through .26 m at the best speed costs .26 √(2 · 30 000) = 64, the way round some 35.
 HEIGHT = 30_000.0
 SWAY = 0.05  # of the crowd's walk, metres per square root of the time
 
@@ -114,7 +114,7 @@ def main() -> None:
     walls = OccupancyGrid.from_image(plan, EXTENT, height=HEIGHT, outside="wall")
     X, Y = crowd(FRONT_DOOR, 4000, 0), crowd(BALCONY_DOOR, 4000, 1)
     problem = brenier.TransportProblem(X, Y, state_cost=walls, noise=SWAY)
-    # Steps of a path have to be shorter than walls are thick.
+    # Twice as many steps as usual, for the way has many turns.
     method = brenier.HOTA(search=True, rollout_steps=64)
     steps = 4 if given.quick else given.steps
     solution = brenier.fit(problem, method, key=jax.random.key(0), steps=steps, validation=0.0)

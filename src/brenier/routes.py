@@ -89,19 +89,19 @@ def shortest_routes(
     room = np.asarray(ndimage.distance_transform_edt(free, sampling=step))
     close = room < _CLEARANCE * extent
     graph = _graph(free, np.where(close, _DEAR, 1.0) * step)
+    nearest = _nearest(free)
     sources, goals = (
-        _nearest(free)[_node(low, step, free.shape, points)]
-        for points in (x[:_SOURCES], y[:_TARGETS])
+        nearest[_node(low, step, free.shape, points)] for points in (x[:_SOURCES], y[:_TARGETS])
     )
     lengths, before, _ = dijkstra(
         graph, indices=np.unique(goals), min_only=True, return_predecessors=True
     )
+    if not np.isfinite(lengths[sources]).any():
+        return no_routes(nodes, x.dtype)
     lattice = np.zeros(free.shape, bool)
     lattice[::_APART, ::_APART] = True
     lattice.flat[sources] = True
     begins = np.flatnonzero(lattice.ravel() & np.isfinite(lengths))
-    if not np.isfinite(lengths[sources]).any():
-        return no_routes(nodes, x.dtype)
 
     number = np.zeros(free.size, np.int32)
     number[begins] = np.arange(len(begins))

@@ -280,7 +280,7 @@ class _Blur:
     width: jax.Array
 
     def prices(self, key: Key, count: int) -> Any:
-        """Values and slopes at nodes, by `count` probes that stay the same from call to call."""
+        """Values and slopes on the intervals around nodes, by `count` probes that stay the same from call to call."""
         state_cost = self.problem.state_cost
         if state_cost is None:
             return lambda nodes: (jnp.zeros(nodes.shape[:-1], nodes.dtype), jnp.zeros_like(nodes))
