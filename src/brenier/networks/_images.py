@@ -42,9 +42,8 @@ class Convolution(eqx.Module):
 def _by_convolution(
     x: Float[Array, "h w in"], kernel: Float[Array, "k k in out"]
 ) -> Float[Array, "h w out"]:
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)[
-        0
-    ]
+    y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+    return y[0]
 
 
 def _by_products(
