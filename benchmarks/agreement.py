@@ -4,11 +4,13 @@ NCF, HOTA without obstacles and DIOTM learn potentials of the same equation, so 
 be the same: on a Gaussian pair, where the truth is smooth, and from the Gaussian to eight Gaussians, where
 it tears. The difference of two maps is given in per cent of the target's deviation,
 `100 √(E|T₁(x) - T₂(x)|² / Var(ν))`, on 2^14 fresh points. Each method has its default options, but
-for pair coordinates, which solve a Gaussian pair outright.
+for pair coordinates, which solve a Gaussian pair outright, and samples without end: of a finite set
+each method would learn other traits by heart, a per cent of the deviation from 100 000.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 
 import brenier
-from benchmarks.gaussian import FITS, FRESH, SAMPLES, Pair
+from benchmarks.gaussian import FITS, FRESH
 from benchmarks.harness import (
     Options,
     conditions,
@@ -39,9 +41,9 @@ METHODS: dict[str, Method[Any]] = {
     "DIOTM": FITS["diotm"].method,
 }
 LENGTHS: dict[str, dict[str, Any]] = {
-    "NCF": {"time_budget": 60.0},
-    "HOTA": {"time_budget": 240.0},
-    "DIOTM": {"steps": 2500},
+    "NCF": {"time_budget": 120.0},
+    "HOTA": {"time_budget": 400.0},
+    "DIOTM": {"steps": 5000},
 }
 
 
@@ -52,26 +54,25 @@ def run(options: Options) -> None:
                 _run(options, problem, seed)
 
 
-def _samples(problem: str, seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
-    """Samples of either side, fresh points of the source, and the exact map where there is one."""
-    if problem == "gaussian":
-        pair = Pair.draw(2, seed, samples=n)
-        return pair.x, pair.y, pair.fresh[0], pair.exact.forward
-    keys = jax.random.split(jax.random.key(seed), 3)
-    toys = (TOYS["gaussian"], TOYS["eight_gaussians"], TOYS["gaussian"])
-    x, y, fresh = (
-        np.asarray(toy(key, size)) for toy, key, size in zip(toys, keys, (n, n, FRESH), strict=True)
-    )
-    return x, y, fresh, None
+def _problem(name: str, seed: int) -> tuple[Callable[..., Any], Callable[..., Any], Any]:
+    """Samplers of either side, and the exact map where there is one."""
+    if name == "gaussian":
+        exact = brenier.datasets.gaussian_pair(2, seed)
+        return exact.source, exact.target, exact.forward
+    return TOYS["gaussian"], TOYS["eight_gaussians"], None
 
 
 def _run(options: Options, name: str, seed: int) -> None:
-    x, y, fresh, exact = _samples(name, seed, 2000 if options.quick else SAMPLES)
+    source, target, exact = _problem(name, seed)
+    fresh, y = (
+        np.asarray(side(key, FRESH))
+        for side, key in zip((source, target), jax.random.split(jax.random.key(seed)), strict=True)
+    )
     images, facts = {}, {}
     for title, method in METHODS.items():
         length: dict[str, Any] = {"steps": 4} if options.quick else LENGTHS[title]
         solution = brenier.fit(
-            brenier.TransportProblem(x, y),
+            brenier.TransportProblem(source, target),
             method,
             key=jax.random.key(seed),
             early_stopping=False,

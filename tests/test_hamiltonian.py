@@ -32,7 +32,7 @@ def random_moments(dim, seed):
     return means[0], covariances[0], means[1], covariances[1]
 
 
-@pytest.fixture(params=[1, 2, 3, 5], ids=lambda d: f"d={d}")
+@pytest.fixture(params=[1, 3], ids=lambda d: f"d={d}")
 def gaussian(request):
     moments = random_moments(request.param, request.param)
     points = np.random.default_rng(0).normal(size=(20, request.param)) * 2.0
@@ -40,7 +40,11 @@ def gaussian(request):
 
 
 def over_times_and_points(f, points):
-    return jax.vmap(lambda t: jax.vmap(lambda x: f(t, x))(points))(jnp.asarray(TIMES))
+    @jax.jit
+    def values(times, points):
+        return jax.vmap(lambda t: jax.vmap(lambda x: f(t, x))(points))(times)
+
+    return values(jnp.asarray(TIMES), points)
 
 
 @pytest.mark.parametrize("anchor", [0.0, 1.0])
@@ -71,10 +75,10 @@ def test_gradient_is_constant_along_characteristics(gaussian):
 
 def test_maps_push_the_moments_and_invert_each_other(gaussian):
     u, (m0, S0, m1, S1), points = gaussian
-    forward = jax.vmap(lambda x: forward_map(u, COST, x))
-    backward = jax.vmap(lambda y: backward_map(u, COST, y))
+    forward = jax.jit(jax.vmap(lambda x: forward_map(u, COST, x)))
+    backward = jax.jit(jax.vmap(lambda y: backward_map(u, COST, y)))
     np.testing.assert_allclose(forward(jnp.asarray(m0)[None])[0], m1, atol=1e-10)
-    A = jax.jacobian(lambda x: forward_map(u, COST, x))(jnp.asarray(m0))
+    A = jax.jit(jax.jacobian(lambda x: forward_map(u, COST, x)))(jnp.asarray(m0))
     np.testing.assert_allclose(A @ S0 @ A.T, S1, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(A, A.T, atol=1e-10)
     assert np.linalg.eigvalsh(A).min() > 0.0
@@ -85,20 +89,24 @@ def test_maps_push_the_moments_and_invert_each_other(gaussian):
 
 def test_velocity_moves_forward_in_time(gaussian):
     u, _, points = gaussian
-    x, t, dt = points, jnp.asarray(0.3), 1e-6
-    place = jax.vmap(lambda x: characteristic(u, COST, jnp.zeros(()), x, t))(x)
-    later = jax.vmap(lambda x: characteristic(u, COST, jnp.zeros(()), x, t + dt))(x)
-    v = jax.vmap(lambda z: velocity(u, COST, t, z))(place)
+    t, dt = jnp.asarray(0.3), 1e-6
+
+    @jax.jit
+    @jax.vmap
+    def moved(x):
+        place, later = (characteristic(u, COST, jnp.zeros(()), x, s) for s in (t, t + dt))
+        return place, later, velocity(u, COST, t, place)
+
+    place, later, v = moved(points)
     np.testing.assert_allclose((later - place) / dt, v, rtol=1e-4, atol=1e-6)
 
 
 def test_dual_value_is_the_optimal_cost(gaussian):
     u, (m0, S0, m1, S1), _ = gaussian
 
+    @jax.jit
     def expectation(t, mean, covariance):  # exact: u is quadratic
-        value = u(jnp.asarray(t), jnp.asarray(mean))
-        hessian = jax.hessian(u, argnums=1)(jnp.asarray(t), jnp.asarray(mean))
-        return value + 0.5 * np.trace(hessian @ covariance)
+        return u(t, mean) + 0.5 * jnp.trace(jax.hessian(u, argnums=1)(t, mean) @ covariance)
 
     dual = expectation(1.0, m1, S1) - expectation(0.0, m0, S0)
     np.testing.assert_allclose(dual, gaussian_cost(m0, S0, m1, S1), rtol=1e-10)
@@ -156,5 +164,5 @@ def test_the_wrong_branch_is_seen_by_the_residual_only():
 def test_a_flip_of_the_oracle_is_caught(gaussian, flip):
     u, _, points = gaussian
     wrong = flip(u)
-    moved = jax.vmap(lambda x: forward_map(wrong, COST, x))(points)
+    moved = jax.jit(jax.vmap(lambda x: forward_map(wrong, COST, x)))(points)
     assert np.abs(moved - u.forward(points)).max() > 1e-3
