@@ -13,6 +13,7 @@ from brenier.errors import DivergenceError, InputError, UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
+from brenier.methods._paths import _features, _weights
 from brenier.methods.hota import HOTA
 
 KEY = jax.random.key(0)
@@ -222,6 +223,19 @@ class TestTraining:
         solution = solve(problem, 20, **options)
         assert np.isfinite(solution.history["loss"]).all()
         assert not solution.transport.invertible
+
+
+def test_starts_are_weighted_to_the_moments_of_the_source():
+    x = jnp.asarray(X[:80])  # off by the noise of so few
+    for count in (2, 5):
+        moments = _features(jnp.asarray(X), count).mean(0)
+        weights = _weights(x, moments)
+        weighted = (weights[:, None] * _features(x, count)).mean(0)
+        np.testing.assert_allclose(weighted, moments, atol=1e-5)
+        assert weights.mean() == pytest.approx(1.0, abs=1e-12)
+        assert 0.0 < weights.min() < weights.max() < 2.0
+        assert np.abs(x.mean(0) - X.mean(0)).max() > 0.01
+    np.testing.assert_array_equal(_weights(x, moments[:0]), 1.0)  # of too many dimensions
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ _SPLICES = (1, 4)
 # By which another path has to be cheaper; what gains less is left to Newton's steps.
 _LEAST_GAIN = 1e-2
 _VALUE_WEIGHT = 0.1
+_PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
 _PLACES = 1024  # on paths, at which the potential is fitted
 
 
@@ -94,6 +95,7 @@ class PathState(eqx.Module):
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
+    moments: Float[Array, "k"]  # of the source, see `_weights`
     step: Int[Array, ""]
 
 
@@ -117,6 +119,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
+        moments=jnp.asarray(_means(method, problem), problem.dtype),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -205,9 +208,11 @@ def step(
         off = jnp.sum((slopes - momentum) ** 2, axis=1)
         return jnp.mean(off + _VALUE_WEIGHT * (values - value) ** 2)
 
+    weights = _weights(paths[0], state.moments)
+
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
-        return jnp.mean(astray(g, paths[-1])) - jnp.mean(g(split(y)))
+        return jnp.mean(weights * astray(g, paths[-1])) - jnp.mean(g(split(y)))
 
     loss, fit = jax.value_and_grad(regression)(state.network)
     m, rise = jax.value_and_grad(mismatch)(state.end)
@@ -254,6 +259,37 @@ def _width(method: HOTA, problem: TransportProblem, first: float, progress: jax.
 def _astray(worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"]) -> Float[Array, "n"]:
     """The mean worth of where noise may take particles: both ways, for the path must not know which."""
     return 0.5 * (worth(x + strays) + worth(x - strays))
+
+
+def _features(x: Any, count: int) -> Any:
+    """Coordinates, and products of two, of points (n, d): as many columns as asked for."""
+    d = x.shape[1]
+    i, j = np.triu_indices(d) if count > d else (np.arange(0), np.arange(0))
+    return x[:, :0] if not count else jnp.concatenate([x, x[:, i] * x[:, j]], axis=1)
+
+
+def _means(method: HOTA, problem: TransportProblem) -> Float[Array, "k"]:
+    """Means of the source's features, where the improved paths are enough to follow them.
+
+    With noise some paths start on others, and none are.
+    """
+    d, most = problem.dim, min(method.improved, method.pool) // _PATHS_A_MOMENT
+    count = d * (d + 3) // 2 if d * (d + 3) // 2 <= most else d if d <= most else 0
+    x = jnp.asarray(problem.source.pool(POOL, 0), problem.dtype)
+    return jnp.mean(_features(x, 0 if problem.noise else count), axis=0)
+
+
+def _weights(x: Points, moments: Float[Array, "k"]) -> Float[Array, "n"]:
+    """Weights of mean 1 by which starts (n, d) have the moments of the source (linear calibration).
+
+    The pool's own are off by the noise of its size, and stay so for as long as paths live: the dual would learn it.
+    """
+    features = _features(x, len(moments))
+    mean = jnp.mean(features, axis=0)
+    centred = features - mean[None]
+    gram = centred.T @ centred / len(x)
+    gram += 1e-6 * jnp.diag(jnp.diag(gram) + 1e-12)
+    return jnp.clip(1.0 + centred @ jnp.linalg.solve(gram, moments - mean), 0.0, 2.0)
 
 
 def _outside(y: Points) -> Any:
