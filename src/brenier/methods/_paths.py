@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 _END_WIDTHS = (64, 64, 64, 32)
 _END_RATE = 3e-3
 _FINAL_RATE = 1e-2
-_AVERAGING = 0.98  # of the potential that moves new paths and is delivered
+_AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
@@ -150,6 +150,9 @@ def step(
 ) -> tuple[PathState, dict[str, jax.Array]]:
     keys = jax.random.split(key, 6)
     x, y = map(whole, batch)
+    seen = jnp.mean(_features(x, len(state.moments)), axis=0)
+    weight = 1.0 / (POOL / len(x) + 1.0 + state.step)  # a function's pool is one more sample of it
+    moments = state.moments + (weight * (seen - state.moments)).astype(x.dtype)
     # Batches are in the order of their cells: every so-many-th sample is still one of each region.
     fresh = min(method.refreshed, len(x))
     x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
@@ -194,6 +197,7 @@ def step(
         state,
         paths=state.paths.at[:, chosen].set(whole(paths)),
         damping=state.damping.at[chosen].set(whole(damping)),
+        moments=moments,
         step=state.step + 1,
     )
 
@@ -208,7 +212,7 @@ def step(
         off = jnp.sum((slopes - momentum) ** 2, axis=1)
         return jnp.mean(off + _VALUE_WEIGHT * (values - value) ** 2)
 
-    weights = _weights(paths[0], state.moments)
+    weights = _weights(paths[0], moments)
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
