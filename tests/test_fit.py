@@ -42,11 +42,11 @@ def short_runs_may_be_bad():
         yield
 
 
-# The published preset runs the same code, and its options are tried below.
+# The published preset and HJPINN run the same code but for a residual; each takes a step below.
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=pytest.mark.slow) if name == "ncf published" else name
+        pytest.param(name, marks=pytest.mark.slow) if name in ("ncf published", "hjpinn") else name
         for name in METHODS
     ],
     ids=lambda name: name,
