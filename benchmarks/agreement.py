@@ -3,11 +3,10 @@
 NCF, HOTA without obstacles and DIOTM learn potentials of the same equation, so that on the same data their maps have to
 be the same: on a Gaussian pair, where the truth is smooth, and from the Gaussian to eight Gaussians, where
 it tears. The difference of two maps is given in per cent of the target's deviation,
-`100 √(E|T₁(x) - T₂(x)|² / Var(ν))`, on 2^14 fresh points. Each method has its default
-options, but for the size of its batches: the noise of the last few dozen is what is left of a map's error
-where the truth is smooth. (NCF and DIOTM start from the linear map, which on the Gaussian pair is the
-answer; HOTA from a translation.) Samples have no end: of a finite set each method would learn other
-traits by heart, a per cent of the deviation from 100 000.
+`100 √(E|T₁(x) - T₂(x)|² / Var(ν))`, on 2^14 fresh points. Each method has its default options, but
+for the size of its batches: where the truth is smooth, their noise is most of what is left. (NCF and DIOTM
+start from the linear map, which on the Gaussian pair is the answer; HOTA from a translation.) Samples have
+no end: of a finite set each method would learn other traits by heart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Images to images: digits 2 → 3 and trousers → dresses at 32 × 32, maps that answer in one pass.
 
-At full size, for an accelerator, maps are U-Nets. Of those a processor makes a hundred steps in ten minutes,
-which turn few digits; the residual networks of vectors make a thousand, and are the small size.
+At full size, for an accelerator, maps are U-Nets. In ten minutes a processor makes too few steps of those to turn
+many digits; residual networks of vectors, the small size, turn most.
 
 Scores on test images: a Fréchet distance between Gaussians fitted to 64 features of a small
 classifier that is trained here, on all classes of the training set. It is **not** the Inception

@@ -238,6 +238,15 @@ def test_starts_are_weighted_to_the_moments_of_the_source():
     np.testing.assert_array_equal(_weights(x, moments[:0]), 1.0)  # of too many dimensions
 
 
+def test_a_constant_column_asks_for_no_weights():
+    flat = jnp.asarray(X, np.float32).at[:, 1].set(0.1)
+    weights = _weights(flat[:80], _features(flat, 5).mean(0))
+    line = _weights(flat[:80, :1], _features(flat[:, :1], 2).mean(0))
+    np.testing.assert_allclose(weights, line, atol=1e-3)
+    point = jnp.full((80, 2), 0.1, np.float32)
+    np.testing.assert_allclose(_weights(point, _features(point, 5).mean(0)), 1.0, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

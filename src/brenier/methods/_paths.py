@@ -119,7 +119,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
-        moments=jnp.asarray(_means(method, problem), problem.dtype),
+        moments=_means(method, problem),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -265,11 +265,12 @@ def _astray(worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"]) -> 
     return 0.5 * (worth(x + strays) + worth(x - strays))
 
 
-def _features(x: Any, count: int) -> Any:
+def _features(x: Float[Array, "n d"], count: int) -> Float[Array, "n k"]:
     """Coordinates, and products of two, of points (n, d): as many columns as asked for."""
-    d = x.shape[1]
-    i, j = np.triu_indices(d) if count > d else (np.arange(0), np.arange(0))
-    return x[:, :0] if not count else jnp.concatenate([x, x[:, i] * x[:, j]], axis=1)
+    if count <= x.shape[1]:
+        return x[:, :count]
+    i, j = np.triu_indices(x.shape[1])
+    return jnp.concatenate([x, x[:, i] * x[:, j]], axis=1)
 
 
 def _means(method: HOTA, problem: TransportProblem) -> Float[Array, "k"]:
@@ -278,9 +279,11 @@ def _means(method: HOTA, problem: TransportProblem) -> Float[Array, "k"]:
     With noise some paths start on others, and none are.
     """
     d, most = problem.dim, min(method.improved, method.pool) // _PATHS_A_MOMENT
-    count = d * (d + 3) // 2 if d * (d + 3) // 2 <= most else d if d <= most else 0
+    count = next((k for k in (d * (d + 3) // 2, d) if k <= most), 0)
+    if problem.noise or not count:
+        return jnp.zeros(0, problem.dtype)
     x = jnp.asarray(problem.source.pool(POOL, 0), problem.dtype)
-    return jnp.mean(_features(x, 0 if problem.noise else count), axis=0)
+    return jnp.mean(_features(x, count), axis=0)
 
 
 def _weights(x: Points, moments: Float[Array, "k"]) -> Float[Array, "n"]:
@@ -292,7 +295,8 @@ def _weights(x: Points, moments: Float[Array, "k"]) -> Float[Array, "n"]:
     mean = jnp.mean(features, axis=0)
     centred = features - mean[None]
     gram = centred.T @ centred / len(x)
-    gram += 1e-6 * jnp.diag(jnp.diag(gram) + 1e-12)
+    # A column without spread must not ask for weights.
+    gram += (1e-6 * jnp.trace(gram) + 1e-12) * jnp.eye(len(gram), dtype=gram.dtype)
     return jnp.clip(1.0 + centred @ jnp.linalg.solve(gram, moments - mean), 0.0, 2.0)
 
 
