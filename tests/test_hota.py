@@ -13,7 +13,7 @@ from brenier.errors import DivergenceError, InputError, UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
-from brenier.methods._paths import _features, _weights
+from brenier.methods._paths import _features, _lessons, _weights
 from brenier.methods.hota import HOTA
 
 KEY = jax.random.key(0)
@@ -266,3 +266,33 @@ def test_a_constant_column_asks_for_no_weights():
 def test_absurd_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         HOTA(**options)
+
+
+def test_lessons_on_straight_paths_solve_the_equation():
+    count, nodes, price, drift = 50, 9, 0.7, jnp.array([0.3, -0.2])
+    keys = jax.random.split(jax.random.key(0), 5)
+    x, y = (jax.random.normal(k, (count, 2)) for k in keys[:2])
+    starts = jax.random.uniform(keys[2], (count,), maxval=0.8)
+    worth, risk = jax.random.normal(keys[3], (2, count))
+    left = (1.0 - starts)[:, None]
+    paths = x[None] + jnp.linspace(0.0, 1.0, nodes)[:, None, None] * (y - x)[None]
+    tau = left / (nodes - 1)
+    v = (y - x) / left - drift[None]
+    kinetic = jnp.broadcast_to(0.5 * tau[:, 0] * jnp.sum(v**2, axis=1), (nodes - 1, count))
+    prices = jnp.broadcast_to(price * tau[:, 0], kinetic.shape)
+    steps = jnp.broadcast_to(tau * v, (nodes - 1, count, 2))
+
+    found = _lessons(paths, starts, steps, kinetic, prices, worth, risk, keys[4])
+
+    # which path a lesson is from
+    share = (found.times[:, None] - starts[None]) / left[:, 0][None]
+    there = x[None] + share[..., None] * (y - x)[None]
+    i = jnp.argmin(jnp.sum((there - found.places[:, None]) ** 2, axis=-1), axis=1)
+    energy = 0.5 * jnp.sum(v[i] ** 2, axis=1)
+    noise = risk[i] / left[i, 0]
+    np.testing.assert_allclose(found.momenta, v[i], atol=1e-12)
+    # du/dt = L + U - noise along the path, from g(x(1)) + risk - cost at its start
+    value = worth[i] + (1.0 - found.times) * (noise - energy - price)
+    np.testing.assert_allclose(found.values, value, atol=1e-12)
+    np.testing.assert_allclose(found.rates, price - energy - v[i] @ drift - noise, atol=1e-11)
+    np.testing.assert_allclose(found.calm, 1.0 / (1.0 + price**2), rtol=1e-12)

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _RELAXATION = 0.7
 _NEWTON_STEPS = 40
+_RESTING = 0.8  # tolerances from its target within which a foot rests; half as much beyond, steps are whole
 _LONGEST_STEP = 2.0  # in units of the spread of the points that are to be reached
 
 
@@ -58,7 +59,7 @@ def solve_feet(
     direction for every convex cost. Steps are Anderson's, with a memory of two; one that would raise the value is
     not taken, and the next one is a short step along the misfit. So a point that starts below every other valley
     ends in its own, never on a ridge or a saddle between two, where `T(x) = y` holds as well. Points that are
-    already there keep moving with the others: on wide vector units a mask would save nothing.
+    already there rest, at no gain in time, but so that others do not decide where they end.
 
     Args:
         u: potential; only its slice at t = 0 is used.
@@ -72,7 +73,8 @@ def solve_feet(
         Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 49 (2011).
     """
     longest = _LONGEST_STEP * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
-    rounding = 8 * float(jnp.finfo(y.dtype).eps)
+    rounding, tiny = 8 * float(jnp.finfo(y.dtype).eps), float(jnp.finfo(y.dtype).tiny)
+    resting = _RESTING * tolerance
 
     def evaluate(x: Points) -> tuple[Float[Array, "n"], Points, Float[Array, "n"]]:
         def one(x: Point, y: Point) -> tuple[Scalar, Point, Scalar]:
@@ -97,7 +99,10 @@ def solve_feet(
         step = plain - c1 * (dx1 + _RELAXATION * df1) - c2 * (dx2 + _RELAXATION * df2)
         downhill = jnp.sum(step * misfit, axis=1) > 0.0
         step = _choose(downhill, step, plain)
-        step = step * jnp.minimum(1.0, radius / (_norm(step) + 1e-9))[:, None]
+        # Were all to move until the last has arrived, or each by a whole step or none, then round-off
+        # of misfits near the tolerance would decide where feet are.
+        haste = jnp.clip((_norm(misfit) - resting) / (0.5 * resting + tiny), 0.0, 1.0)
+        step = step * (haste * jnp.minimum(1.0, radius / (_norm(step) + 1e-9)))[:, None]
         new = (x + step, *evaluate(x + step))
         first_look = k < 0
         taken = first_look | (new[1] <= value + doubt)

@@ -6,7 +6,7 @@ and its slope the path's first momentum. So each step
 1. starts a few paths anew, by the flow of the present potential: from source samples, and, with noise, from places that
    noisy paths have come to, so that the potential knows the way on from there;
 2. improves a part of the pool: by pieces of other paths where these are cheaper, then by Newton's method;
-3. fits `u` to value and momentum along these paths;
+3. fits `u` to value, momentum and `∂t u` along these paths;
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
 
 At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -78,6 +78,7 @@ _SPLICES = (1, 4)
 # By which another path has to be cheaper; what gains less is left to Newton's steps.
 _LEAST_GAIN = 1e-2
 _VALUE_WEIGHT = 0.1
+_RATE_WEIGHT = 0.1
 _PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
 _PLACES = 1024  # on paths, at which the potential is fitted
 
@@ -203,14 +204,16 @@ def step(
 
     kinetic, price = running(paths, starts, compare(paths[1:])[0], problem.drift)
     steps = controlled(paths, starts, problem.drift)
-    lessons = _lessons(paths, starts, steps, kinetic + price, worth(paths[-1]), keys[4])
-    t, z, value, momentum = map(split, lessons)
+    known = at_end(paths[-1])
+    risk = worth(paths[-1]) - known
+    lessons = _lessons(paths, starts, steps, kinetic, price, known, risk, keys[4])
 
     def regression(network: Any) -> jax.Array:
-        u = with_base(state.base, network)
-        values, slopes = jax.vmap(jax.value_and_grad(u, argnums=1))(t, z)
-        off = jnp.sum((slopes - momentum) ** 2, axis=1)
-        return jnp.mean(off + _VALUE_WEIGHT * (values - value) ** 2)
+        u = jax.vmap(jax.value_and_grad(with_base(state.base, network), argnums=(0, 1)))
+        values, (rates, slopes) = u(lessons.times, lessons.places)
+        off = jnp.sum((slopes - lessons.momenta) ** 2, axis=1)
+        off += _VALUE_WEIGHT * (values - lessons.values) ** 2
+        return jnp.mean(off + _RATE_WEIGHT * lessons.calm * (rates - lessons.rates) ** 2)
 
     weights = _weights(paths[0], moments)
 
@@ -456,29 +459,51 @@ def _unit(x: Points) -> Points:
     return x / (jnp.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
 
 
+class _Lessons(NamedTuple):
+    """What the potential should be at places on paths."""
+
+    times: Float[Array, "k"]
+    places: Float[Array, "k d"]
+    values: Float[Array, "k"]
+    momenta: Float[Array, "k d"]
+    rates: Float[Array, "k"]  # ∂t u
+    calm: Float[Array, "k"]  # from 1 down to 0 in walls, at whose edges a rate is a jump
+
+
 def _lessons(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
     steps: Float[Array, "k n d"],
-    costs: Float[Array, "k n"],
+    kinetic: Float[Array, "k n"],
+    price: Float[Array, "k n"],
     worth: Float[Array, "n"],
+    risk: Float[Array, "n"],
     key: Key,
-) -> tuple[jax.Array, Points, jax.Array, Points]:
-    """Times and places on the paths, with the values and momenta that the potential should have there.
+) -> _Lessons:
+    """Lessons at random times of random paths.
 
-    `steps` are the intervals without what the drift does, `costs` what they cost.
+    `steps` are the intervals without what the drift does, `kinetic` and `price` what they cost. `risk` is what noise
+    adds to the worth of an end in the time of the path; of that, what is left of the time has its share.
+
+    Along a path `du/dt = L + U - risk/T`, so that `∂t u` is known without a Laplacian. Without these lessons it is off
+    at both ends of time, where there are no others beyond.
     """
     path_key, node_key, share_key = jax.random.split(key, 3)
     path = jax.random.randint(path_key, (_PLACES,), 0, paths.shape[1])
-    node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
+    node = jax.random.randint(node_key, (_PLACES,), 0, len(kinetic))
     share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
-    tau = interval(paths, starts)
+    costs = kinetic + price
     to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
-    t = starts[path] + (node + share) * tau[path]
-    z = paths[node, path] + share[:, None] * (paths[node + 1, path] - paths[node, path])
-    value = worth[path] - to_go[node, path] + share * costs[node, path]
+    tau, risk = interval(paths, starts)[path], (risk / (1.0 - starts))[path]
+    t = starts[path] + (node + share) * tau
+    way, own = paths[node + 1, path] - paths[node, path], steps[node, path]
+    z = paths[node, path] + share[:, None] * way
+    value = worth[path] + (1.0 - t) * risk - to_go[node, path] + share * costs[node, path]
     # Each interval's mean is the momentum in its middle; from middle to middle it goes straight.
     other = jnp.clip(jnp.where(share < 0.5, node - 1, node + 1), 0, len(costs) - 1)
     toward = jnp.abs(share - 0.5)[:, None]
-    move = (1.0 - toward) * steps[node, path] + toward * steps[other, path]
-    return jax.lax.stop_gradient((t, z, value, move / tau[path][:, None]))
+    momentum = ((1.0 - toward) * own + toward * steps[other, path]) / tau[:, None]
+    rate = costs[node, path] / tau - risk - jnp.sum(own * way, axis=1) / tau**2
+    calm = 1.0 / (1.0 + (price[node, path] / tau) ** 2)
+    found = _Lessons(t, z, value, momentum, rate, calm)
+    return _Lessons(*map(split, jax.lax.stop_gradient(found)))

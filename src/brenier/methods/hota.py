@@ -113,7 +113,7 @@ _FIRST_SCALE = 0.1
 _SCALE_DECAY = 0.9
 _SCALE_RANGE = (1e-2, 10.0)
 _EXACT_TRACE = 10  # dimension up to which the trace takes d passes
-_PUBLISHED_FEATURES = 100
+_PUBLISHED_FILM = {"features": 100, "frequencies": 19}
 
 
 class HOTAState(eqx.Module):
@@ -293,7 +293,7 @@ class HOTA(PresetMethod[Any]):
         if self.network == "mlp":
             return built(MLP, dim, self.widths, **options)
         if self.preset == "published":
-            options["features"] = _PUBLISHED_FEATURES
+            options |= _PUBLISHED_FILM
         return built(FiLM, dim, self.widths, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:

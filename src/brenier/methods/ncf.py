@@ -100,7 +100,7 @@ class NCF(CharacteristicMethod):
     anchor: Anchor = FROM_PRESET
     objective: Objective = FROM_PRESET
     pair_coordinates: bool = FROM_PRESET
-    foot_tolerance: float = 0.03
+    foot_tolerance: float = 0.02
     foot_iterations: int = 12
 
     def __post_init__(self) -> None:
