@@ -65,7 +65,7 @@ def _run(options: Options, name: str, seed: int) -> None:
     x, y = (np.asarray(s(k, 10_000)) for s, k in ((scene.source, keys[0]), (scene.target, keys[1])))
     posed = posed.replace(source=x, target=y)
     chunk, compile_seconds = _chunks(method, posed, keys[2])
-    network = theirs._network(2, keys[3])
+    network = theirs._network(posed, keys[3])
     step = host_loop.stepper(theirs, posed, network, x, y, seed)
     turn = 2 if options.quick else 10
     medians = alternate(

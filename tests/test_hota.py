@@ -278,11 +278,11 @@ def test_lessons_on_straight_paths_solve_the_equation():
     paths = x[None] + jnp.linspace(0.0, 1.0, nodes)[:, None, None] * (y - x)[None]
     tau = left / (nodes - 1)
     v = (y - x) / left - drift[None]
-    kinetic = jnp.broadcast_to(0.5 * tau[:, 0] * jnp.sum(v**2, axis=1), (nodes - 1, count))
-    prices = jnp.broadcast_to(price * tau[:, 0], kinetic.shape)
+    costs = tau[:, 0] * (0.5 * jnp.sum(v**2, axis=1) + price)
+    costs = jnp.broadcast_to(costs, (nodes - 1, count))
     steps = jnp.broadcast_to(tau * v, (nodes - 1, count, 2))
 
-    found = _lessons(paths, starts, steps, kinetic, prices, worth, risk, keys[4])
+    found = _lessons(paths, starts, steps, costs, worth, risk, keys[4])
 
     # which path a lesson is from
     share = (found.times[:, None] - starts[None]) / left[:, 0][None]
@@ -295,4 +295,3 @@ def test_lessons_on_straight_paths_solve_the_equation():
     value = worth[i] + (1.0 - found.times) * (noise - energy - price)
     np.testing.assert_allclose(found.values, value, atol=1e-12)
     np.testing.assert_allclose(found.rates, price - energy - v[i] @ drift - noise, atol=1e-11)
-    np.testing.assert_allclose(found.calm, 1.0 / (1.0 + price**2), rtol=1e-12)

@@ -6,7 +6,7 @@ and its slope the path's first momentum. So each step
 1. starts a few paths anew, by the flow of the present potential: from source samples, and, with noise, from places that
    noisy paths have come to, so that the potential knows the way on from there;
 2. improves a part of the pool: by pieces of other paths where these are cheaper, then by Newton's method;
-3. fits `u` to value, momentum and `∂t u` along these paths;
+3. fits `u` to value and momentum along these paths, and to `∂t u` where there are no walls;
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
 
 At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
@@ -55,13 +55,14 @@ from brenier.problem import TransportProblem
 from brenier.routes import Routes, no_routes, shortest_routes
 from brenier.samplers import POOL
 from brenier.state_costs import evaluate_at
-from brenier.typing import Key, Points, Potential
+from brenier.typing import Key, Point, Points, Potential, Scalar
 
 if TYPE_CHECKING:
     from brenier.methods.hota import HOTA
 
 _END_WIDTHS = (64, 64, 64, 32)
 _END_RATE = 3e-3
+_LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
@@ -83,6 +84,18 @@ _PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
 _PLACES = 1024  # on paths, at which the potential is fitted
 
 
+class _Standardized(eqx.Module):
+    """`s f(t, (x - c) / s)`: a network that sees the target at unit spread, small as it may be beside the way to it."""
+
+    network: Potential
+    center: Float[Array, "d"]
+    scale: Float[Array, ""]
+
+    def __call__(self, t: Scalar, x: Point) -> Scalar:
+        center, scale = jax.lax.stop_gradient((self.center, self.scale))
+        return scale * self.network(t, (x - center) / scale)
+
+
 class PathState(eqx.Module):
     """What is carried from step to step; the pool of paths is part of it."""
 
@@ -101,12 +114,14 @@ class PathState(eqx.Module):
 
 
 def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
-    x = problem.source.pool(POOL, 0)
+    x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
     end = built(DenseQuadratic, problem.dim, _END_WIDTHS, direct=True, key=key)
-    end = cast(with_zero_head(end), problem.dtype)
-    y = jnp.asarray(problem.target.pool(POOL, 0), problem.dtype)
-    shift = y.mean(0) - x.mean(0)
+    center, spread = y.mean(axis=0), max(np.sqrt(y.var(axis=0).mean()), _LEAST_SPREAD)
+    end = cast(
+        _Standardized(with_zero_head(end), jnp.asarray(center), jnp.asarray(spread)), problem.dtype
+    )
+    shift = jnp.asarray(center, problem.dtype) - x.mean(0)
     times = jnp.linspace(0.0, 1.0, method.rollout_steps + 1, dtype=problem.dtype)
     optimizers = _optimizers(method)
     return PathState(
@@ -206,14 +221,16 @@ def step(
     steps = controlled(paths, starts, problem.drift)
     known = at_end(paths[-1])
     risk = worth(paths[-1]) - known
-    lessons = _lessons(paths, starts, steps, kinetic, price, known, risk, keys[4])
+    lessons = _lessons(paths, starts, steps, kinetic + price, known, risk, keys[4])
 
     def regression(network: Any) -> jax.Array:
         u = jax.vmap(jax.value_and_grad(with_base(state.base, network), argnums=(0, 1)))
         values, (rates, slopes) = u(lessons.times, lessons.places)
         off = jnp.sum((slopes - lessons.momenta) ** 2, axis=1)
         off += _VALUE_WEIGHT * (values - lessons.values) ** 2
-        return jnp.mean(off + _RATE_WEIGHT * lessons.calm * (rates - lessons.rates) ** 2)
+        if problem.state_cost is None:
+            off += _RATE_WEIGHT * (rates - lessons.rates) ** 2
+        return jnp.mean(off)
 
     weights = _weights(paths[0], moments)
 
@@ -467,32 +484,29 @@ class _Lessons(NamedTuple):
     values: Float[Array, "k"]
     momenta: Float[Array, "k d"]
     rates: Float[Array, "k"]  # ∂t u
-    calm: Float[Array, "k"]  # from 1 down to 0 in walls, at whose edges a rate is a jump
 
 
 def _lessons(
     paths: Float[Array, "nodes n d"],
     starts: Float[Array, "n"],
     steps: Float[Array, "k n d"],
-    kinetic: Float[Array, "k n"],
-    price: Float[Array, "k n"],
+    costs: Float[Array, "k n"],
     worth: Float[Array, "n"],
     risk: Float[Array, "n"],
     key: Key,
 ) -> _Lessons:
     """Lessons at random times of random paths.
 
-    `steps` are the intervals without what the drift does, `kinetic` and `price` what they cost. `risk` is what noise
-    adds to the worth of an end in the time of the path; of that, what is left of the time has its share.
+    `steps` are the intervals without what the drift does, `costs` what they cost. `risk` is what noise adds to the
+    worth of an end in the time of the path; of that, what is left of the time has its share.
 
-    Along a path `du/dt = L + U - risk/T`, so that `∂t u` is known without a Laplacian. Without these lessons it is off
-    at both ends of time, where there are no others beyond.
+    Along a path `du/dt = L + U - risk/T`, so that `∂t u` is known without a Laplacian. Without that lesson it is off
+    at both ends of time, where there are no others beyond. At the edge of a wall it jumps, and would mislead.
     """
     path_key, node_key, share_key = jax.random.split(key, 3)
     path = jax.random.randint(path_key, (_PLACES,), 0, paths.shape[1])
-    node = jax.random.randint(node_key, (_PLACES,), 0, len(kinetic))
+    node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
     share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
-    costs = kinetic + price
     to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
     tau, risk = interval(paths, starts)[path], (risk / (1.0 - starts))[path]
     t = starts[path] + (node + share) * tau
@@ -504,6 +518,5 @@ def _lessons(
     toward = jnp.abs(share - 0.5)[:, None]
     momentum = ((1.0 - toward) * own + toward * steps[other, path]) / tau[:, None]
     rate = costs[node, path] / tau - risk - jnp.sum(own * way, axis=1) / tau**2
-    calm = 1.0 / (1.0 + (price[node, path] / tau) ** 2)
-    found = _Lessons(t, z, value, momentum, rate, calm)
+    found = _Lessons(t, z, value, momentum, rate)
     return _Lessons(*map(split, jax.lax.stop_gradient(found)))

@@ -113,7 +113,8 @@ _FIRST_SCALE = 0.1
 _SCALE_DECAY = 0.9
 _SCALE_RANGE = (1e-2, 10.0)
 _EXACT_TRACE = 10  # dimension up to which the trace takes d passes
-_PUBLISHED_FILM = {"features": 100, "frequencies": 19}
+_PUBLISHED_FEATURES = 100
+_FREQUENCIES_WITHOUT_WALLS = 4  # of time, in the network
 
 
 class HOTAState(eqx.Module):
@@ -257,7 +258,7 @@ class HOTA(PresetMethod[Any]):
     def init(self, problem: TransportProblem, key: Key) -> HOTAState | _paths.PathState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         base = None
-        network = self._network(problem.dim, key)
+        network = self._network(problem, key)
         if self.mean_shift:
             network = with_zero_head(network)
             base = cast(_translation(x.mean(0), y.mean(0)), problem.dtype)
@@ -286,14 +287,17 @@ class HOTA(PresetMethod[Any]):
         """Points of a simulated path, both ends included."""
         return self.rollout_steps + 1 + int(self.jitter)
 
-    def _network(self, dim: int, key: Key) -> Any:
+    def _network(self, problem: TransportProblem, key: Key) -> Any:
         if isinstance(self.network, eqx.Module):
             return self.network
+        dim = problem.dim
         options: dict[str, Any] = {"activation": self.activation, "key": key}
         if self.network == "mlp":
             return built(MLP, dim, self.widths, **options)
         if self.preset == "published":
-            options |= _PUBLISHED_FILM
+            options["features"] = _PUBLISHED_FEATURES
+        elif problem.state_cost is None:
+            options["frequencies"] = _FREQUENCIES_WITHOUT_WALLS
         return built(FiLM, dim, self.widths, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:

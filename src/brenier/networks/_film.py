@@ -15,9 +15,9 @@ class FiLM(eqx.Module):
     """A network of `x` whose first layer is scaled and shifted by features of `t`: the published network of HOTA.
 
     The features are `sin(k t)/k, cos(k t)/k` for k = 1 … `frequencies`. With `a, b` linear in them, the first
-    layer is `a * (x W + c) + b`; the others are plain. The published one has widths (512, 512, 512), 100 features, 19
-    frequencies and a leaky ReLU: piecewise linear in `x`, so its Laplacian is zero everywhere it exists. High
-    frequencies make `∂t u` oscillate where only values and momenta are known, most of all at t = 0 and 1.
+    layer is `a * (x W + c) + b`; the others are plain. The published one has widths (512, 512, 512), 100 features and a
+    leaky ReLU: piecewise linear in `x`, so its Laplacian is zero everywhere it exists. High frequencies follow walls;
+    without any they make `∂t u` oscillate, most of all at t = 0 and 1.
 
     Example:
         >>> u = FiLM(2, key=jax.random.key(0))
@@ -41,7 +41,7 @@ class FiLM(eqx.Module):
         widths: Sequence[int] = (64, 64, 64),
         *,
         features: int = 64,
-        frequencies: int = 4,
+        frequencies: int = 19,
         activation: str = "silu",
         key: Key,
     ):
