@@ -219,9 +219,9 @@ def step(
 
     kinetic, price = running(paths, starts, compare(paths[1:])[0], problem.drift)
     steps = controlled(paths, starts, problem.drift)
-    known = at_end(paths[-1])
-    risk = worth(paths[-1]) - known
-    lessons = _lessons(paths, starts, steps, kinetic + price, known, risk, keys[4])
+    risk = astray(at_end, paths[-1]) - at_end(paths[-1])
+    calm = worth(paths[-1]) - risk
+    lessons = _lessons(paths, starts, steps, kinetic + price, calm, risk, keys[4])
 
     def regression(network: Any) -> jax.Array:
         u = jax.vmap(jax.value_and_grad(with_base(state.base, network), argnums=(0, 1)))
