@@ -255,6 +255,14 @@ def test_gmm_has_four_and_eight_components_balanced_on_request():
     assert len({int(c.argmax()) for c in counts}) > 1  # who gets more is drawn
     assert np.abs(components(draws[0][:2000], 16, 8) - 250).max() < 75  # the order is random
 
+    # Every quarter of a component of the source has as many points, to one or two of the 250.
+    x = draw(balanced.source, 4000)
+    around = [x[np.linalg.norm(x - c, axis=1) < 3.0] - c for c in ([4, 0], [0, 4])]
+    for z in around:
+        quarters = np.bincount(2 * (z[:, 0] > 0) + (z[:, 1] > 0), minlength=4)
+        assert np.ptp(quarters) < 20  # 70 of independent ones is nothing unusual
+        np.testing.assert_allclose(z.std(axis=0), 1.0, atol=0.03)
+
 
 @pytest.mark.parametrize(("dim", "spread"), [(3, 0.3), (10, 0.1)])
 def test_sphere_goes_from_pole_to_pole(dim, spread):

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri as normal_quantile
 from jaxtyping import Array, Float
 from scipy.optimize import linear_sum_assignment
 from scipy.special import gammaincinv, ndtri
@@ -147,8 +148,10 @@ def gmm(*, stratified: bool = False) -> Scene:
     """Four unit Gaussians to eight around them, past three discs.
 
     Args:
-        stratified: whether every component gets the same number of points, as nearly as n allows.
-            With independent ones, the imbalance between two samples of the target dominates `W₂`.
+        stratified: whether every component gets the same number of points, as nearly as n allows, and those of the
+            source are spread evenly within it. With independent ones, the imbalance between two samples of the
+            target dominates `W₂`; and what a component of the source sends to each of three targets is off by its
+            noise, so that of 2000 ends of the exact map `W₂²` to the target were 1–2.4, ten times the floor.
     """
     diagonal = 11.31
     outer = [(16.0, 0.0), (-16.0, 0.0), (0.0, 16.0), (0.0, -16.0)]
@@ -156,8 +159,8 @@ def gmm(*, stratified: bool = False) -> Scene:
     inner = [(4.0, 0.0), (0.0, 4.0), (-4.0, 0.0), (0.0, -4.0)]
     return _scene(
         "gmm",
-        source=_mixture(inner, stratified),
-        target=_mixture(outer, stratified),
+        source=_mixture(inner, stratified=stratified, even=stratified),
+        target=_mixture(outer, stratified=stratified),
         price=_gmm_price,
         obstacle=Union(*(Disc(center, _GMM_RADIUS) for center in _GMM_CENTERS)),
         window=(-20.0, 20.0, -20.0, 20.0),
@@ -439,8 +442,17 @@ def _strip(left: float, right: float) -> Sampler:
     return sampler
 
 
-def _mixture(centers: list[tuple[float, float]], stratified: bool) -> Sampler:
-    """Unit Gaussians of equal weight; in random order even if their numbers are not random."""
+_EVEN = np.array([0.7548776662466927, 0.5698402909980532])
+"""Steps of the lattice with the least gaps in the plane: 1/ρ and 1/ρ², with ρ³ = ρ + 1."""
+
+
+def _mixture(
+    centers: list[tuple[float, float]], *, stratified: bool, even: bool = False
+) -> Sampler:
+    """Unit Gaussians of equal weight; in random order even if their numbers, or places, are not random.
+
+    `even` points of a component are a lattice of random offset, brought to the Gaussian coordinate by coordinate.
+    """
     k = len(centers)
 
     def sampler(key: Key, n: int) -> Float[Array, "n 2"]:
@@ -448,11 +460,16 @@ def _mixture(centers: list[tuple[float, float]], stratified: bool) -> Sampler:
         if stratified:
             # whoever gets one more than the others is drawn
             component = jax.random.permutation(which, k)[jnp.arange(n) % k]
-            component = jax.random.permutation(order, component)
         else:
             component = jax.random.randint(which, (n,), 0, k)
-        z = jax.random.normal(noise, (n, 2))
-        return jnp.asarray(centers, z.dtype)[component] + z
+        if even:
+            offset = jax.random.uniform(noise, (k, 2))
+            lattice = (jnp.arange(n) // k)[:, None] * jnp.asarray(_EVEN, offset.dtype)[None]
+            z = normal_quantile(jnp.clip((offset[component] + lattice) % 1.0, 1e-6, 1 - 1e-6))
+        else:
+            z = jax.random.normal(noise, (n, 2))
+        x = jnp.asarray(centers, z.dtype)[component] + z
+        return jax.random.permutation(order, x) if stratified else x
 
     return sampler
 
