@@ -45,7 +45,7 @@ COSTS = {
     "pseudo-huber": lambda dim: costs.PseudoHuber(1.0),
     "relativistic": lambda dim: costs.Relativistic(10.0),
     "cosh": lambda dim: costs.Cosh(1.0),
-    "own": lambda dim: costs.ConvexCost(lambda v: (v @ v) ** 1.5 / 3, dim),
+    "own": lambda dim: costs.ConvexCost(lambda v: (v @ v + 1e-12) ** 1.5 / 3, dim),
 }
 """By dimension. The last is the third power again, given as a function alone."""
 
