@@ -13,7 +13,7 @@ from brenier.errors import DivergenceError, InputError, UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
-from brenier.methods._paths import _features, _lessons, _weights
+from brenier.methods._paths import _features, _lessons, _noise_to_come, _weights
 from brenier.methods.hota import HOTA
 
 KEY = jax.random.key(0)
@@ -229,22 +229,29 @@ def test_starts_are_weighted_to_the_moments_of_the_source():
     x = jnp.asarray(X[:80])  # off by the noise of so few
     for count in (2, 5):
         moments = _features(jnp.asarray(X), count).mean(0)
-        weights = _weights(x, moments)
+        weights = _weights(x, jnp.ones(80), moments)
         weighted = (weights[:, None] * _features(x, count)).mean(0)
         np.testing.assert_allclose(weighted, moments, atol=1e-5)
         assert weights.mean() == pytest.approx(1.0, abs=1e-12)
         assert 0.0 < weights.min() < weights.max() < 2.0
         assert np.abs(x.mean(0) - X.mean(0)).max() > 0.01
-    np.testing.assert_array_equal(_weights(x, moments[:0]), 1.0)  # of too many dimensions
+        # Those that only teach the potential have none, and the others the moments all the same.
+        few = _weights(x.at[60:].mul(3.0), (jnp.arange(80) < 60).astype(float), moments)
+        np.testing.assert_array_equal(few[60:], 0.0)
+        np.testing.assert_allclose((few[:, None] * _features(x, count)).mean(0), moments, atol=1e-5)
+    np.testing.assert_array_equal(
+        _weights(x, jnp.ones(80), moments[:0]), 1.0
+    )  # too many dimensions
 
 
 def test_a_constant_column_asks_for_no_weights():
     flat = jnp.asarray(X, np.float32).at[:, 1].set(0.1)
-    weights = _weights(flat[:80], _features(flat, 5).mean(0))
-    line = _weights(flat[:80, :1], _features(flat[:, :1], 2).mean(0))
+    weights = _weights(flat[:80], jnp.ones(80), _features(flat, 5).mean(0))
+    line = _weights(flat[:80, :1], jnp.ones(80), _features(flat[:, :1], 2).mean(0))
     np.testing.assert_allclose(weights, line, atol=1e-3)
     point = jnp.full((80, 2), 0.1, np.float32)
-    np.testing.assert_allclose(_weights(point, _features(point, 5).mean(0)), 1.0, atol=1e-2)
+    same = _weights(point, jnp.ones(80), _features(point, 5).mean(0))
+    np.testing.assert_allclose(same, 1.0, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +289,8 @@ def test_lessons_on_straight_paths_solve_the_equation():
     costs = jnp.broadcast_to(costs, (nodes - 1, count))
     steps = jnp.broadcast_to(tau * v, (nodes - 1, count, 2))
 
-    found = _lessons(paths, starts, steps, costs, worth, risk, keys[4])
+    noise = jnp.linspace(1.0, 0.0, nodes)[:, None] * risk[None]
+    found = _lessons(paths, starts, steps, costs, worth, noise, keys[4])
 
     # which path a lesson is from
     share = (found.times[:, None] - starts[None]) / left[:, 0][None]
@@ -295,3 +303,15 @@ def test_lessons_on_straight_paths_solve_the_equation():
     value = worth[i] + (1.0 - found.times) * (noise - energy - price)
     np.testing.assert_allclose(found.values, value, atol=1e-12)
     np.testing.assert_allclose(found.rates, price - energy - v[i] @ drift - noise, atol=1e-11)
+
+
+@pytest.mark.parametrize("nodes", [65, 67])  # the last look may be closer to the one before
+def test_noise_to_come_is_half_the_laplacian_along_the_path(nodes):
+    u, starts = Oscillator(), jnp.array([0.0, 0.3])
+    x, y = jnp.asarray(X[:2]), jnp.asarray(Y[:2])
+    paths = x[None] + jnp.linspace(0.0, 1.0, nodes)[:, None, None] * (y - x)[None]
+    times = starts[None] + jnp.linspace(0.0, 1.0, nodes)[:, None] * (1.0 - starts)[None]
+    exact = u.noise**2 * jnp.log(jnp.cosh(u.k) / jnp.cosh(u.k * times))
+    found = _noise_to_come(u, u.noise, None, paths, starts)
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+    assert float(exact[0, 0]) > 0.3

@@ -29,6 +29,7 @@ from brenier.hopf_lax import EndSlices, HopfLaxPotential
 from brenier.networks import (
     ACTIVATIONS,
     MLP,
+    Comoving,
     ConvPotential,
     DenseQuadratic,
     FiLM,
@@ -63,6 +64,12 @@ NETWORKS = {
     "film": lambda dim: FiLM(dim, (6, 5), features=4, frequencies=3, key=KEY),
     "gaussian": gaussian,
     "sum": lambda dim: SumPotential(gaussian(dim), MLP(dim, (4,), key=KEY)),
+    "comoving": lambda dim: Comoving(
+        MLP(dim, (4,), key=KEY),
+        jnp.arange(3.0 * dim).reshape(3, dim),
+        jnp.array([1.0, 2.0, 0.5]),
+        jnp.stack([jnp.eye(dim)] * 3),
+    ),
     "hopf_lax": hopf_lax,
 }
 

@@ -46,6 +46,7 @@ from brenier.gaussian import GaussianPotential
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
 from brenier.networks import (
     MLP,
+    Comoving,
     ConvPotential,
     DenseQuadratic,
     FiLM,
@@ -63,6 +64,7 @@ CLASSES: dict[str, type] = {
     for cls in (
         Block,
         CharacteristicTransport,
+        Comoving,
         Convolution,
         ConvPotential,
         CoordinatewisePower,

@@ -4,7 +4,8 @@ The value of a start is the least action of a path from it, `u(t, x) = sup [g(x(
 and its slope the path's first momentum. So each step
 
 1. starts a few paths anew, by the flow of the present potential: from source samples, and, with noise, from places that
-   noisy paths have come to, so that the potential knows the way on from there;
+   noisy paths have come to, so that the potential knows the way on from there; some of them from further out, only to
+   teach the potential what is beyond the particles;
 2. improves a part of the pool: by pieces of other paths where these are cheaper, then by Newton's method;
 3. fits `u` to value and momentum along these paths, and to `∂t u` where there are no walls;
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
@@ -19,7 +20,11 @@ Walls are seen through a blur that narrows as the run goes on, so that a way aro
 With noise the last blur is as wide as the noise that builds up before the control can answer: a path keeps its
 distance. The way on is that of the motion without noise (certainty equivalence), exact for quadratic `g` and no walls;
 what an end is worth is averaged over how far noise took the particle that started the path from where it would have
-ended without.
+ended without. What noise still adds to the value of a place is `½σ² ∫ Δu dt` along the way on; at walls, where `Δu` is
+anything, it goes down linearly in time.
+
+The network of `u` goes along with the pool (`brenier.networks.Comoving`): behind a narrow passage the momenta of
+particles that are close together differ much.
 """
 
 from __future__ import annotations
@@ -38,9 +43,11 @@ from jaxtyping import Array, Float, Int
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
 from brenier.flow import drifts, simulate, velocities
+from brenier.hamiltonian import laplacian
 from brenier.methods._base import adam, averaged, built, cast, decay, with_base
 from brenier.methods._muon import muon
-from brenier.networks import DenseQuadratic, with_zero_head
+from brenier.networks import Comoving, DenseQuadratic, with_zero_head
+from brenier.networks._comoving import frames
 from brenier.paths import (
     FIRST_DAMPING,
     action,
@@ -55,7 +62,7 @@ from brenier.problem import TransportProblem
 from brenier.routes import Routes, no_routes, shortest_routes
 from brenier.samplers import POOL
 from brenier.state_costs import evaluate_at
-from brenier.typing import Key, Point, Points, Potential, Scalar
+from brenier.typing import Key, Points, Potential
 
 if TYPE_CHECKING:
     from brenier.methods.hota import HOTA
@@ -63,6 +70,11 @@ if TYPE_CHECKING:
 _END_WIDTHS = (64, 64, 64, 32)
 _END_RATE = 3e-3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
+_LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
+_FOLLOWING, _FOLLOWED_UNTIL = (
+    0.02,
+    0.75,
+)  # the rate at first, and the share of the run at which it is zero
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
@@ -72,6 +84,9 @@ _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential d
 _LONGEST_STRAY = 2.0
 _PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
+_WIDE = (
+    0.25  # share of new paths that start further out, by up to twice their distance from the middle
+)
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
 _NEWTON_STEPS = 2
 # Powers of the share of time by which a piece of another path is bent to this one's ends.
@@ -81,19 +96,8 @@ _LEAST_GAIN = 1e-2
 _VALUE_WEIGHT = 0.1
 _RATE_WEIGHT = 0.1
 _PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
-_PLACES = 1024  # on paths, at which the potential is fitted
-
-
-class _Standardized(eqx.Module):
-    """`s f(t, (x - c) / s)`: a network that sees the target at unit spread, small as it may be beside the way to it."""
-
-    network: Potential
-    center: Float[Array, "d"]
-    scale: Float[Array, ""]
-
-    def __call__(self, t: Scalar, x: Point) -> Scalar:
-        center, scale = jax.lax.stop_gradient((self.center, self.scale))
-        return scale * self.network(t, (x - center) / scale)
+_FITS, _PLACES = 4, 1024  # fits of the potential in a step, and places on paths in each
+_STRIDE = 4  # nodes from one look at `Δu` to the next
 
 
 class PathState(eqx.Module):
@@ -109,6 +113,7 @@ class PathState(eqx.Module):
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
+    counted: Float[Array, "pool"]  # 0 of paths that start beyond the particles
     moments: Float[Array, "k"]  # of the source, see `_weights`
     step: Int[Array, ""]
 
@@ -117,12 +122,13 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
     x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
     end = built(DenseQuadratic, problem.dim, _END_WIDTHS, direct=True, key=key)
-    center, spread = y.mean(axis=0), max(np.sqrt(y.var(axis=0).mean()), _LEAST_SPREAD)
-    end = cast(
-        _Standardized(with_zero_head(end), jnp.asarray(center), jnp.asarray(spread)), problem.dtype
-    )
-    shift = jnp.asarray(center, problem.dtype) - x.mean(0)
+    # At the scale of the target, small as it may be beside the way to it.
+    of_target = frames(jnp.asarray(np.stack([y, y])), jnp.ones((2, len(y))), _LEAST_SPREAD)
+    end = cast(Comoving(with_zero_head(end), *of_target), problem.dtype)
+    shift = end.center(jnp.ones((), problem.dtype)) - x.mean(0)
     times = jnp.linspace(0.0, 1.0, method.rollout_steps + 1, dtype=problem.dtype)
+    paths = x[None] + times[:, None, None] * shift[None, None]
+    network = Comoving(network, *_cloud(paths, jnp.zeros_like(x[:, 0]), jnp.ones_like(x[:, 0])))
     optimizers = _optimizers(method)
     return PathState(
         network=network,
@@ -130,14 +136,25 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         base=base,
         end=end,
         optimizers=(jax.jit(optimizers[0].init)(network), jax.jit(optimizers[1].init)(end)),
-        paths=x[None] + times[:, None, None] * shift[None, None],
+        paths=paths,
         routes=_routes(method, problem),
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
+        counted=jnp.ones_like(x[:, 0]),
         moments=_means(method, problem),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def _cloud(
+    paths: Float[Array, "nodes n d"], starts: Float[Array, "n"], counted: Float[Array, "n"]
+) -> tuple[Array, Array, Array]:
+    """The frame of the particles at equal distances of time."""
+    n = paths.shape[1]
+    times = jnp.linspace(0.0, 1.0, len(paths), dtype=paths.dtype)[:, None]
+    at = at_times(paths, starts, jnp.arange(n), jnp.broadcast_to(times, (len(paths), n)))
+    return frames(at, jnp.where(starts[None] <= times, counted[None], 0.0), _LEAST_WIDTH)
 
 
 def _routes(method: HOTA, problem: TransportProblem) -> Routes:
@@ -221,9 +238,14 @@ def step(
     steps = controlled(paths, starts, problem.drift)
     risk = astray(at_end, paths[-1]) - at_end(paths[-1])
     calm = worth(paths[-1]) - risk
-    lessons = _lessons(paths, starts, steps, kinetic + price, calm, risk, keys[4])
+    if problem.noise and problem.state_cost is None:
+        probes, _ = method._probes(keys[4], problem.dim, x.dtype)
+        u = with_base(state.base, state.average)
+        noise = _noise_to_come(u, problem.noise, probes, paths, starts)
+    else:
+        noise = jnp.linspace(1.0, 0.0, len(paths), dtype=x.dtype)[:, None] * risk[None]
 
-    def regression(network: Any) -> jax.Array:
+    def regression(network: Any, lessons: _Lessons) -> jax.Array:
         u = jax.vmap(jax.value_and_grad(with_base(state.base, network), argnums=(0, 1)))
         values, (rates, slopes) = u(lessons.times, lessons.places)
         off = jnp.sum((slopes - lessons.momenta) ** 2, axis=1)
@@ -232,32 +254,40 @@ def step(
             off += _RATE_WEIGHT * (rates - lessons.rates) ** 2
         return jnp.mean(off)
 
-    weights = _weights(paths[0], moments)
+    def fitted(k: jax.Array, now: tuple[Any, optax.OptState, jax.Array]) -> Any:
+        network, own, _ = now
+        fit_key = jax.random.fold_in(keys[4], k)
+        lessons = _lessons(paths, starts, steps, kinetic + price, calm, noise, fit_key)
+        loss, fit = jax.value_and_grad(regression)(network, lessons)
+        return *_moved(of_paths, fit, own, network, rate), loss
+
+    weights = _weights(paths[0], split(state.counted[chosen]), moments)
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
         return jnp.mean(weights * astray(g, paths[-1])) - jnp.mean(g(split(y)))
 
-    loss, fit = jax.value_and_grad(regression)(state.network)
-    m, rise = jax.value_and_grad(mismatch)(state.end)
     rate = decay("cosine", progress, _FINAL_RATE, hold=method.hold)
-    moved = [
-        _moved(optimizer, gradient, own, module, rate)
-        for optimizer, gradient, own, module in zip(
-            _optimizers(method),
-            (fit, rise),
-            state.optimizers,
-            (state.network, state.end),
-            strict=True,
-        )
-    ]
-    (network, first), (end, second) = moved
+    (of_paths, of_ends), (own, own_of_end) = _optimizers(method), state.optimizers
+    unknown = jnp.zeros((), x.dtype)
+    network, own, loss = jax.lax.fori_loop(0, _FITS, fitted, (state.network, own, unknown))
+    m, rise = jax.value_and_grad(mismatch)(state.end)
+    end, own_of_end = _moved(of_ends, rise, own_of_end, state.end, rate)
+
+    cloud = _cloud(state.paths, state.starts, state.counted)
+    following = _FOLLOWING * jnp.maximum(0.0, 1.0 - progress / _FOLLOWED_UNTIL)
+    own_frame = network.centers, network.scales, network.whitening
+    centers, scales, whitening = (
+        was + (following * (now - was)).astype(was.dtype)
+        for was, now in zip(own_frame, cloud, strict=True)
+    )
+    network = Comoving(network.potential, centers, scales, whitening)
     state = dataclasses.replace(
         state,
         network=network,
         average=averaged(state.average, network, state.step, _AVERAGING),
         end=end,
-        optimizers=(first, second),
+        optimizers=(own, own_of_end),
     )
     return state, {
         "loss": loss,
@@ -306,18 +336,22 @@ def _means(method: HOTA, problem: TransportProblem) -> Float[Array, "k"]:
     return jnp.mean(_features(x, count), axis=0)
 
 
-def _weights(x: Points, moments: Float[Array, "k"]) -> Float[Array, "n"]:
-    """Weights of mean 1 by which starts (n, d) have the moments of the source (linear calibration).
+def _weights(
+    x: Points, counted: Float[Array, "n"], moments: Float[Array, "k"]
+) -> Float[Array, "n"]:
+    """Weights of mean 1 by which the `counted` starts (n, d) have the moments of the source (linear calibration).
 
     The pool's own are off by the noise of its size, and stay so for as long as paths live: the dual would learn it.
     """
     features = _features(x, len(moments))
-    mean = jnp.mean(features, axis=0)
+    shares = counted / jnp.maximum(jnp.sum(counted), 1.0)
+    mean = shares @ features
     centred = features - mean[None]
-    gram = centred.T @ centred / len(x)
+    gram = (shares[:, None] * centred).T @ centred
     # A column without spread must not ask for weights.
     gram += (1e-6 * jnp.trace(gram) + 1e-12) * jnp.eye(len(gram), dtype=gram.dtype)
-    return jnp.clip(1.0 + centred @ jnp.linalg.solve(gram, moments - mean), 0.0, 2.0)
+    weights = jnp.clip(1.0 + centred @ jnp.linalg.solve(gram, moments - mean), 0.0, 2.0)
+    return len(x) * shares * weights
 
 
 def _outside(y: Points) -> Any:
@@ -360,21 +394,24 @@ def _renewed(
     method: HOTA, problem: TransportProblem, state: PathState, x: Points, key: Key
 ) -> tuple[PathState, Int[Array, "fresh"]]:
     """The pool with some of its paths started anew by the present flow, the oldest first; and which."""
-    noise_key, time_key = jax.random.split(key)
+    noise_key, time_key, wide_key = jax.random.split(key, 3)
     fresh, steps = len(x), method.rollout_steps
     u = with_base(state.base, state.average)
+    wide = split(jax.random.uniform(wide_key, (fresh, 2), x.dtype))
+    stretch = jnp.where(wide[:, 0] < _WIDE, 1.0 + wide[:, 1], 1.0)
     if problem.noise:
         noisy = simulate(u, problem, x, noise_key, steps)
         node = jax.random.randint(time_key, (fresh,), 1, steps)
         node = jnp.where(jnp.arange(fresh) < (1.0 - _RESTARTS) * fresh, 0, node)
         starts = noisy.times[node]
-        paths = _followed(u, problem, noisy.points[node, jnp.arange(fresh)], starts, steps)
-        strays = noisy.points[-1] - paths[-1]
+        x = noisy.points[node, jnp.arange(fresh)]
+        strays = noisy.points[-1] - _followed(u, problem, x, starts, steps)[-1]
         longest = _LONGEST_STRAY * problem.noise * np.sqrt(problem.dim)
         strays *= jnp.minimum(1.0, longest / (jnp.linalg.norm(strays, axis=1) + 1e-12))[:, None]
     else:
         starts, strays = jnp.zeros(fresh, x.dtype), jnp.zeros_like(x)
-        paths = _followed(u, problem, x, starts, steps)
+    x = _stretched(problem, state, x, starts, stretch)
+    paths = _followed(u, problem, x, starts, steps)
     at = (state.step * fresh) % method.pool
     newest = (at + jnp.arange(fresh)) % method.pool
     return dataclasses.replace(
@@ -383,7 +420,24 @@ def _renewed(
         starts=state.starts.at[newest].set(starts),
         damping=state.damping.at[newest].set(FIRST_DAMPING),
         strays=state.strays.at[newest].set(strays),
+        counted=state.counted.at[newest].set((stretch == 1.0).astype(x.dtype)),
     ), newest
+
+
+def _stretched(
+    problem: TransportProblem,
+    state: PathState,
+    x: Points,
+    starts: Float[Array, "n"],
+    stretch: Float[Array, "n"],
+) -> Points:
+    """Points (n, d) that much further from the middle of the particles, but for those that would come into a wall."""
+    middle = jax.vmap(state.network.center)(starts)
+    further = middle + stretch[:, None] * (x - middle)
+    if problem.state_cost is None:
+        return further
+    price = jax.vmap(problem.state_cost)
+    return jnp.where((price(further) > price(x))[:, None], x, further)
 
 
 def _followed(
@@ -476,6 +530,26 @@ def _unit(x: Points) -> Points:
     return x / (jnp.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
 
 
+def _noise_to_come(
+    u: Potential,
+    noise: float,
+    probes: Float[Array, "k d"] | None,
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+) -> Float[Array, "nodes n"]:
+    """What noise still adds to the value at each node, `½σ² ∫ Δu dt` along the path from there."""
+    last = len(paths) - 1
+    looks = np.append(np.arange(0, last, _STRIDE), last)
+    tau = interval(paths, starts)
+    times = starts[None] + jnp.asarray(looks, paths.dtype)[:, None] * tau[None]
+    rate = jax.vmap(jax.vmap(lambda t, x: laplacian(u, t, x, probes)))(times, paths[looks])
+    widths = jnp.asarray(np.diff(looks), paths.dtype)[:, None] * tau[None]
+    added = 0.25 * noise**2 * (rate[1:] + rate[:-1]) * widths
+    to_come = jnp.concatenate([jnp.cumsum(added[::-1], axis=0)[::-1], jnp.zeros_like(rate[:1])])
+    nodes = jnp.arange(last + 1)
+    return jax.vmap(lambda course: jnp.interp(nodes, jnp.asarray(looks), course), 1, 1)(to_come)
+
+
 class _Lessons(NamedTuple):
     """What the potential should be at places on paths."""
 
@@ -492,15 +566,14 @@ def _lessons(
     steps: Float[Array, "k n d"],
     costs: Float[Array, "k n"],
     worth: Float[Array, "n"],
-    risk: Float[Array, "n"],
+    noise: Float[Array, "nodes n"],
     key: Key,
 ) -> _Lessons:
     """Lessons at random times of random paths.
 
-    `steps` are the intervals without what the drift does, `costs` what they cost. `risk` is what noise adds to the
-    worth of an end in the time of the path; of that, what is left of the time has its share.
+    `steps` are the intervals without what the drift does, `costs` what they cost, `noise` is what noise still adds.
 
-    Along a path `du/dt = L + U - risk/T`, so that `∂t u` is known without a Laplacian. Without that lesson it is off
+    Along a path `du/dt = L + U - ½σ² Δu`, so that `∂t u` is known without a Laplacian. Without that lesson it is off
     at both ends of time, where there are no others beyond. At the edge of a wall it jumps, and would mislead.
     """
     path_key, node_key, share_key = jax.random.split(key, 3)
@@ -508,15 +581,17 @@ def _lessons(
     node = jax.random.randint(node_key, (_PLACES,), 0, len(costs))
     share = jax.random.uniform(share_key, (_PLACES,), paths.dtype)
     to_go = jnp.cumsum(costs[::-1], axis=0)[::-1]
-    tau, risk = interval(paths, starts)[path], (risk / (1.0 - starts))[path]
+    tau = interval(paths, starts)[path]
     t = starts[path] + (node + share) * tau
     way, own = paths[node + 1, path] - paths[node, path], steps[node, path]
     z = paths[node, path] + share[:, None] * way
-    value = worth[path] + (1.0 - t) * risk - to_go[node, path] + share * costs[node, path]
+    to_come = (1.0 - share) * noise[node, path] + share * noise[node + 1, path]
+    value = worth[path] + to_come - to_go[node, path] + share * costs[node, path]
     # Each interval's mean is the momentum in its middle; from middle to middle it goes straight.
     other = jnp.clip(jnp.where(share < 0.5, node - 1, node + 1), 0, len(costs) - 1)
     toward = jnp.abs(share - 0.5)[:, None]
     momentum = ((1.0 - toward) * own + toward * steps[other, path]) / tau[:, None]
-    rate = costs[node, path] / tau - risk - jnp.sum(own * way, axis=1) / tau**2
+    added = noise[node, path] - noise[node + 1, path]
+    rate = (costs[node, path] - added) / tau - jnp.sum(own * way, axis=1) / tau**2
     found = _Lessons(t, z, value, momentum, rate)
     return _Lessons(*map(split, jax.lax.stop_gradient(found)))

@@ -95,9 +95,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 PATHS: dict[str, Any] = {
     "learning_rate": 2e-3,
     "betas": (0.9, 0.99),
-    "hold": 0.0,
+    "hold": 0.5,
     "batch_size": 512,
-    "rollout_steps": 32,
+    "rollout_steps": 64,
     "steps": 2000,
 }
 """What the objective "paths" takes in place of the default preset's values."""

@@ -6,6 +6,7 @@ at `u = 0`, the identity map.
 """
 
 from brenier.networks._activations import ACTIVATIONS as ACTIVATIONS
+from brenier.networks._comoving import Comoving as Comoving
 from brenier.networks._dense_quadratic import DenseQuadratic as DenseQuadratic
 from brenier.networks._film import FiLM as FiLM
 from brenier.networks._images import ConvPotential as ConvPotential
