@@ -313,5 +313,5 @@ def test_noise_to_come_is_half_the_laplacian_along_the_path(nodes):
     times = starts[None] + jnp.linspace(0.0, 1.0, nodes)[:, None] * (1.0 - starts)[None]
     exact = u.noise**2 * jnp.log(jnp.cosh(u.k) / jnp.cosh(u.k * times))
     found = _noise_to_come(u, u.noise, None, paths, starts)
-    np.testing.assert_allclose(found, exact, atol=2e-3)
+    np.testing.assert_allclose(found, exact, atol=3e-3)  # of .3, with a look at every eighth node
     assert float(exact[0, 0]) > 0.3

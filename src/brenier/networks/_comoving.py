@@ -48,9 +48,8 @@ class Comoving(eqx.Module):
 
     def _at(self, t: Scalar, nodes: Float[Array, "nodes ..."]) -> Float[Array, "..."]:
         nodes, last = jax.lax.stop_gradient(nodes), len(nodes) - 1
-        place = jnp.clip(last * t, 0.0, last)
-        node = jnp.clip(jnp.floor(jax.lax.stop_gradient(place)).astype(int), 0, last - 1)
-        return nodes[node] + (place - node) * (nodes[node + 1] - nodes[node])
+        node = jnp.clip(jnp.floor(last * jax.lax.stop_gradient(t)).astype(int), 0, last - 1)
+        return nodes[node] + (last * t - node) * (nodes[node + 1] - nodes[node])
 
 
 def frames(
