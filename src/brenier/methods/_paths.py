@@ -245,7 +245,7 @@ def step(
     risk = astray(at_end, paths[-1]) - at_end(paths[-1])
     calm = worth(paths[-1]) - risk
     if problem.noise and problem.state_cost is None:
-        probes, _ = method._probes(keys[4], problem.dim, x.dtype)
+        probes, _ = method._probes(jax.random.fold_in(keys[4], _FITS), problem.dim, x.dtype)
         u = with_base(state.base, state.average)
         noise = _noise_to_come(u, problem.noise, probes, paths, starts)
     else:
@@ -298,8 +298,8 @@ def step(
     return state, {
         "loss": loss,
         "mismatch": m,
-        "kinetic": jnp.mean(jnp.sum(kinetic, axis=0)),
-        "state": jnp.mean(jnp.sum(price, axis=0)),
+        "kinetic": jnp.mean(weights * jnp.sum(kinetic, axis=0)),
+        "state": jnp.mean(weights * jnp.sum(price, axis=0)),
         "accepted": accepted,
     }
 
