@@ -71,10 +71,8 @@ _END_WIDTHS = (64, 64, 64, 32)
 _END_RATE = 3e-3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
-_FOLLOWING, _FOLLOWED_UNTIL = (
-    0.02,
-    0.75,
-)  # the rate at first, and the share of the run at which it is zero
+# The rate at which it goes along at first, and the share of the run at which that is zero.
+_FOLLOWING, _FOLLOWED_UNTIL = 0.02, 0.75
 _FINAL_RATE = 1e-2
 _AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
@@ -84,9 +82,7 @@ _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential d
 _LONGEST_STRAY = 2.0
 _PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
-_WIDE = (
-    0.25  # share of new paths that start further out, by up to twice their distance from the middle
-)
+_WIDE = 0.25  # share of new paths that start further out, at up to twice their distance
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
 _NEWTON_STEPS = 2
 # Powers of the share of time by which a piece of another path is bent to this one's ends.
