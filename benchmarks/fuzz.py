@@ -10,6 +10,7 @@ counts a case that computes for more than ten seconds, or kills its process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -257,16 +258,22 @@ class _Guard:
         }
 
 
-def _invoke(arguments: list[str]) -> tuple[int | None, str, bool]:
-    """Exit status, what was said on stderr, and whether an exception came through."""
+@functools.cache
+def _program() -> Any:
+    """`brenier`, whose options take longer to make than to refuse a file."""
     import typer.main
 
     from brenier.cli import app
 
+    return typer.main.get_command(app)
+
+
+def _invoke(arguments: list[str]) -> tuple[int | None, str, bool]:
+    """Exit status, what was said on stderr, and whether an exception came through."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            typer.main.get_command(app).main(arguments, prog_name="brenier")
+            _program().main(arguments, prog_name="brenier")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0, said.getvalue(), False
     except BaseException as error:
