@@ -9,7 +9,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs linkcheck bench clean
+.PHONY: help demo test examples lint types docs linkcheck bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -20,6 +20,9 @@ demo: $(VENV)/installed  ## fit a first map and write its pictures and report to
 
 test: $(VENV)/installed-test  ## run the fast tests
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal $(ARGS)
+
+examples: $(VENV)/installed-test  ## run every example, small
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) tests/test_examples.py
 
 lint: $(VENV)/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.mark.parametrize(
     ("name", "written"),
     [
+        ("two_clouds", ["hero.png"]),
         ("single_cell", ["branching.brenier", "branching.png"]),
         ("floor_plan", ["plan.png", "paths.png", "paths.gif", "map.brenier"]),
         ("latent_images", ["quick/scores.json", "quick/clothes.png", "quick/style.png"]),
