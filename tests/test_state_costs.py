@@ -177,6 +177,7 @@ def test_no_border_is_nearer_than_the_distance_says(shape):
         (lambda: Complement([Disc((0,), 1)]), "found list"),
         (lambda: Raster([[0, 1]], (0, 1, 0, 1)), "boolean array"),
         (lambda: Raster([[True]], (0, 1, 0, 1), outside="wall"), "a free cell"),
+        (lambda: Raster(np.ones((1, 2**24 + 1), bool), (0, 1, 0, 1)), "at most 16777216 cells"),
         (lambda: Raster([[True]], (0, 1, 0, 1), outside="lava"), "'free' or 'wall'"),
         (lambda: Raster([[True]], (1, 0, 0, 1)), "x_min < x_max"),
         (lambda: Raster([[True]], (0, 1, 0)), "x_min, x_max, y_min, y_max"),

@@ -19,6 +19,8 @@ from scipy import ndimage
 from brenier.errors import InputError
 from brenier.typing import ArrayLike, Point, Scalar
 
+_MOST_CELLS = 1 << 24  # of a picture: the distances of as many take seconds
+
 
 class Shape(eqx.Module):
     """A region of space, known by its signed distance.
@@ -269,7 +271,7 @@ class Raster(Shape):
         outside: what surrounds it, `"free"` or `"wall"`.
 
     Raises:
-        InputError: not such an array, an extent that is not in order, nothing free anywhere.
+        InputError: not such an array, more than 2²⁴ cells, an extent that is not in order, nothing free anywhere.
     """
 
     distances: Float[np.ndarray, "rows columns"]
@@ -282,6 +284,11 @@ class Raster(Shape):
             raise InputError(
                 "Expected walls as a boolean array of shape (rows, columns), "
                 f"found shape {walls.shape}, dtype {walls.dtype}."
+            )
+        if walls.size > _MOST_CELLS:
+            raise InputError(
+                f"Expected at most {_MOST_CELLS} cells, found {walls.shape[0]} × {walls.shape[1]}; "
+                "scale the picture down."
             )
         if outside not in ("free", "wall"):
             raise InputError(f"Expected outside as 'free' or 'wall', found {outside!r}.")
