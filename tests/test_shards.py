@@ -107,6 +107,16 @@ def test_one_parquet_file_is_sampled_by_groups(tmp_path):
     np.testing.assert_array_equal(np.unique(sampler.pool(900, 0), axis=0), POINTS)
 
 
+def test_a_group_that_holds_other_rows_than_its_file_promises_is_named(tmp_path):
+    """As after damage to the numbers at the end of a file, which nothing else checks."""
+    pytest.importorskip("pyarrow")
+    sampler = as_sampler(write(tmp_path / "set", ".parquet"))
+    group = sampler._groups[0]
+    assert len(group.without(np.array([1, 4])).read()) == group.rows - 2
+    with pytest.raises(InputError, match=r"Expected .* rows in .* row group 0, .* found"):
+        group._replace(rows=group.rows + 1).read()
+
+
 def test_names_need_not_count(tmp_path):
     names = ("2024-01-05", "2024-03-01", "others")
     assert as_sampler(write(tmp_path / "a", ".npy", names)).size == 900

@@ -205,8 +205,14 @@ class _Group(NamedTuple):
 
     def read(self) -> np.ndarray:
         with open_parquet(self.path) as table:
-            columns = table.read_row_group(self.number).columns
-            block = np.column_stack([column.to_numpy() for column in columns])
+            columns = [c.to_numpy() for c in table.read_row_group(self.number).columns]
+        promised = self.rows + sum(map(len, self.taken))
+        if found := {len(column) for column in columns} - {promised}:
+            raise InputError(
+                f"Expected {promised} rows in '{self.path}', row group {self.number}, as its end says, "
+                f"found {found.pop()}; write it again."
+            )
+        block = np.column_stack(columns)
         block = check_points(block, f"'{self.path}', row group {self.number},")
         for rows in self.taken:
             block = np.delete(block, rows, axis=0)
