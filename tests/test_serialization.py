@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pickle
 
@@ -436,6 +437,15 @@ class TestRefusesToLoad:
         forge(path, lambda root: root["fields"].update(message=tree))
         with pytest.raises(FileFormatError):
             load(path)
+
+    def test_arrays_may_have_any_name(self, path):
+        expected = load(path)
+        tree, tensors = read_container(path, "solution")
+        tensors["elsewhere"] = tensors.pop("transport.network.head")
+        text = json.dumps(tree).replace('"transport.network.head"', '"elsewhere"')
+        write_container(path, "solution", json.loads(text), tensors)
+        head = load(path).transport.network.head
+        np.testing.assert_array_equal(head, expected.transport.network.head)
 
     def test_numbers_that_are_not_finite(self, path):
         tree, tensors = read_container(path, "solution")
