@@ -141,7 +141,7 @@ def test_improved_paths_solve_the_linear_system(dim):
     first = jax.random.normal(KEY, (2, dim))
 
     def step(_, now):
-        found = improve(*now, starts, free, worth, 1e-14, 0.8, drift)
+        found = improve(*now, starts, free, worth, 1e-14, drift)
         return found.paths, found.damping
 
     rounds = 40 if dim == 2 else 400  # of many dimensions the slope of the drift is left out

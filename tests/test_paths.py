@@ -92,6 +92,26 @@ def test_blur_of_a_step_is_the_normal_distribution():
     np.testing.assert_allclose(slope[0, :, 0], norm.pdf(x / 0.2) / 0.2, rtol=0.05)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_mirrored_probes_are_those_of_the_mirrored_cost(dim):
+    """A node that sees its probes reflected by `H` finds the value of `U(x + H (· - x))`, and `H` times its slope."""
+    keys = jax.random.split(KEY, 4)
+    node = jax.random.normal(keys[0], (1, 1, dim))  # alone, so that its interval has no length
+    probes = jax.random.normal(keys[1], (6, dim))
+    across = jax.random.normal(keys[2], (1, 1, dim))
+    across /= jnp.linalg.norm(across)
+    mirror = jnp.eye(dim) - 2.0 * jnp.outer(across[0, 0], across[0, 0])
+    weights = jax.random.normal(keys[3], (dim,))
+    cost = lambda x: jnp.sin(x @ weights) + jnp.sum(x**3, axis=1)  # noqa: E731
+    mirrored = lambda x: cost(node[0] + (x - node[0]) @ mirror)  # noqa: E731
+    shares = jnp.zeros(6)
+    value, slope = blurred(cost, node, probes, 0.5, shares, across)
+    expected, unturned = blurred(mirrored, node, probes, 0.5, shares)
+    np.testing.assert_allclose(value, expected, atol=1e-12)
+    np.testing.assert_allclose(slope[0, 0], mirror @ unturned[0, 0], atol=1e-12)
+    assert np.abs(value - blurred(cost, node, probes, 0.5, shares)[0]).max() > 1e-3
+
+
 def test_a_wall_between_nodes_is_paid_for():
     """In proportion to the interval that is in it."""
 
@@ -112,6 +132,26 @@ def test_places_on_paths_at_any_time():
     times = jnp.array([[0.0, 0.0], [0.3, 0.6], [1.0, 1.0]])
     found = at_times(paths, starts, jnp.array([0, 1]), times)
     np.testing.assert_allclose(found[..., 0], [[0.0, 3.0], [0.3, 3.4], [1.0, 5.0]], atol=1e-12)
+
+
+def test_a_sharp_end_is_reached_at_once():
+    """The curvature of the worth is part of Newton's system; without it a step goes a hundred times too far."""
+    target = jnp.array([1.0, -2.0])
+    worth = lambda x: -50.0 * jnp.sum((x - target[None]) ** 2, axis=1)  # noqa: E731
+    found = improve(jnp.zeros((K + 1, 1, 2)), jnp.zeros(1), jnp.zeros(1), nothing, worth)
+    assert found.accepted.all()
+    np.testing.assert_allclose(found.paths[-1, 0], target * 100.0 / 101.0, atol=1e-9)
+
+
+def test_long_waves_are_not_held_back():
+    """With a damping of 1 a step is half of Newton's, however many pieces a path has."""
+    worth = lambda x: x[:, 0] - 0.5 * jnp.sum(x**2, axis=1)  # noqa: E731
+    line = jnp.zeros((65, 1, 2))
+    whole = improve(line, jnp.zeros(1), jnp.zeros(1), nothing, worth).paths
+    half = improve(line, jnp.ones(1), jnp.zeros(1), nothing, worth).paths
+    np.testing.assert_allclose(whole[-1, 0], [0.5, 0.0], atol=1e-9)
+    # Of the way, of which the end's curvature counts by half as well.
+    np.testing.assert_allclose(half[-1, 0], [0.5 / 1.5, 0.0], atol=1e-9)
 
 
 def test_without_a_price_paths_are_straight():

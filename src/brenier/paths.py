@@ -43,7 +43,8 @@ Field = Callable[[Scalar, Point], Point]
 
 _FULL_BLOCKS = 16  # dimension up to which a node has a matrix of its own; beyond, a number
 _SMALLEST = 1e-6  # price below which there is nothing to divide by
-_DAMPING = (1e-3, 2.0)
+# No step is below half of Newton's: where prices are noisy, small ones drown in the noise and are refused.
+_DAMPING = (1e-2, 1.0)
 _EASED, _RAISED = 0.4, 3.0
 FIRST_DAMPING = 0.1
 
@@ -62,10 +63,12 @@ def blurred(
     probes: Float[Array, "p d"],
     width: Scalar,
     shares: Float[Array, "p"],
+    mirrors: Float[Array, "k n d"] | None = None,
 ) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
     """Value and slope of the blurred state cost along the intervals around nodes.
 
-    At nodes alone a path would pay nothing for a wall that it has jumped over.
+    At nodes alone a path would pay nothing for a wall that it has jumped over. With the same probes at all nodes the
+    errors of all of them are alike, and add up.
 
     Args:
         state_cost: of points (n, d) at once.
@@ -73,6 +76,7 @@ def blurred(
         probes: standard normal, in pairs `±e`.
         width: `h`.
         shares: in [-½, ½], where on the interval each probe is; the same for both of a pair.
+        mirrors: unit vectors, random ones; each node sees the probes reflected along its own.
 
     Example:
         >>> probes = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
@@ -85,11 +89,18 @@ def blurred(
     # The paths come first, so that several devices can share them when all points are in a row.
     at, along = (jnp.swapaxes(a, 0, 1)[:, :, None] for a in (nodes, along))
     at = at + shares[None, None, :, None] * along + width * probes[None, None]
+    if mirrors is not None:
+        across = jnp.swapaxes(mirrors, 0, 1)
+        twice = 2.0 * jnp.einsum("nkd,pd->nkp", across, probes)
+        at = at - width * twice[..., None] * across[:, :, None]
     found = state_cost(at.reshape(-1, at.shape[-1])).reshape(-1, len(probes))
     # Mean and slope in one product: with two consumers XLA evaluates the state cost anew in each of theirs.
     both = jnp.concatenate([jnp.ones_like(probes[:, :1]), probes / width], axis=1) / len(probes)
     value, *slope = jnp.moveaxis((found @ both).reshape(*at.shape[:2], -1), (0, 1, 2), (2, 1, 0))
-    return value, jnp.stack(slope, axis=-1)
+    slope = jnp.stack(slope, axis=-1)
+    if mirrors is not None:
+        slope = slope - 2.0 * jnp.sum(slope * mirrors, axis=-1, keepdims=True) * mirrors
+    return value, slope
 
 
 def action(
@@ -155,20 +166,19 @@ def improve(
     starts: Float[Array, "n"],
     prices: Prices,
     worth: Worth,
-    tolerance: float = 1e-4,
-    stiffness: Float[Array, "n"] | float = 0.0,
+    tolerance: float = 3e-3,
     drift: Field | None = None,
 ) -> Improved:
     """One damped Newton step of each path, taken where it does not raise its action by more than `tolerance`.
 
     Args:
         paths: nodes; the first ones stay.
-        damping: of the Levenberg–Marquardt kind, in units of the kinetic curvature.
+        damping: by which share the kinetic curvature is raised. (A multiple of the identity, as Levenberg and Marquardt
+            have it, would hold back the long waves of a path most, which lead its end to where it should be.)
         starts: times of the first nodes.
         prices: one function for the whole step, so that what is compared is comparable.
-        worth: `g`, differentiable.
+        worth: `g`, twice differentiable.
         tolerance: of the comparison.
-        stiffness: curvature of `-g` at the ends, as far as it is known.
         drift: `f`, differentiable.
 
     Example:
@@ -180,31 +190,22 @@ def improve(
     """
     tau, weights = interval(paths, starts), _weights(paths)
     values, slopes = prices(paths[1:])
-    worths, slope_of = jax.vjp(worth, paths[-1])
-    (pull,) = slope_of(jnp.ones_like(worths))
-    before = action(paths, starts, values, drift) - worths
+    slope_of = jax.grad(lambda ends: jnp.sum(worth(ends)))
+    pull = slope_of(paths[-1])
+    before = action(paths, starts, values, drift) - worth(paths[-1])
 
     # The system times τ: second differences, and what the state cost adds to them.
     step = controlled(paths, starts, drift)
     ahead = jnp.concatenate([step[1:], (tau[:, None] * pull)[None]])
     share = tau[None] ** 2 * weights
     gradient = step - ahead + share[..., None] * slopes
-    bend = share / jnp.maximum(values, _SMALLEST)
-    kinetic = jnp.full((len(step), len(tau)), 2.0, paths.dtype).at[-1].set(1.0 + tau * stiffness)
-    if paths.shape[-1] <= _FULL_BLOCKS:
-        outer = slopes[..., :, None] * slopes[..., None, :]
-        eye = jnp.eye(paths.shape[-1], dtype=paths.dtype)
-    else:
-        outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
-    firm = (kinetic + damping[None])[..., None, None]
-    blocks, across = bend[..., None, None] * outer + firm * eye[None, None], None
     if drift is not None:
         moved_by = lambda paths: jnp.diff(paths, axis=0) - controlled(paths, starts, drift)  # noqa: E731
         gradient = gradient - jax.vjp(moved_by, paths)[1](step)[0][1:]
-        if paths.shape[-1] <= _FULL_BLOCKS:
-            more, across = _carried(paths, starts, drift)
-            blocks = blocks + more
-    moved = paths.at[1:].add(_solved(blocks, across, -gradient))
+    ease = 1.0 / (1.0 + damping)
+    bend = _curvature(slope_of, paths[-1], gradient[-1])
+    blocks, across = _system(paths, starts, values, slopes, bend, ease, drift)
+    moved = paths.at[1:].add(_solved(blocks, across, -ease[None, :, None] * gradient))
 
     after = action(moved, starts, prices(moved[1:])[0], drift) - worth(moved[-1])
     accepted = after <= before + tolerance
@@ -216,6 +217,51 @@ def improve(
         ),
         accepted,
     )
+
+
+def _system(
+    paths: Float[Array, "nodes n d"],
+    starts: Float[Array, "n"],
+    values: Float[Array, "k n"],
+    slopes: Float[Array, "k n d"],
+    bend: Float[Array, "n b b"],
+    ease: Float[Array, "n"],
+    drift: Field | None,
+) -> tuple[Float[Array, "k n b b"], Float[Array, "k n b b"] | None]:
+    """Newton's system times `τ`: its diagonal blocks, and `C` for `_solved`.
+
+    `bend` is the curvature of `-g` at the ends; what is not kinetic counts by the share `ease`.
+    """
+    tau, k = interval(paths, starts), len(paths) - 1
+    share = ease[None] * tau[None] ** 2 * _weights(paths) / jnp.maximum(values, _SMALLEST)
+    if paths.shape[-1] <= _FULL_BLOCKS:
+        outer = slopes[..., :, None] * slopes[..., None, :]
+        eye = jnp.eye(paths.shape[-1], dtype=paths.dtype)
+    else:
+        outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
+    kinetic = jnp.full((k, 1, 1, 1), 2.0, paths.dtype).at[-1].set(1.0) * eye[None, None]
+    blocks = share[..., None, None] * outer + kinetic
+    blocks = blocks.at[-1].add((ease * tau)[:, None, None] * bend)
+    if drift is None or paths.shape[-1] > _FULL_BLOCKS:
+        return blocks, None
+    more, across = _carried(paths, starts, drift)
+    return blocks + more, across
+
+
+def _curvature(
+    slope_of: Callable[[Points], Points], ends: Float[Array, "n d"], along: Float[Array, "n d"]
+) -> Float[Array, "n b b"]:
+    """The curvature of `-g` at the ends where it is positive; beyond d = 16 a number, that of one direction."""
+    push = lambda way: jax.jvp(slope_of, (ends,), (way,))[1]  # noqa: E731
+    d = ends.shape[-1]
+    if d > _FULL_BLOCKS:
+        square = jnp.maximum(jnp.sum(along**2, axis=-1), 1e-30)
+        found = -jnp.sum(along * push(along), axis=-1) / square
+        return jnp.maximum(found, 0.0)[:, None, None]
+    eye = jnp.eye(d, dtype=ends.dtype)
+    found = jax.vmap(lambda axis: push(jnp.broadcast_to(axis, ends.shape)), out_axes=-1)(eye)
+    sizes, axes = jnp.linalg.eigh(-0.5 * (found + jnp.swapaxes(found, -1, -2)))
+    return (axes * jnp.maximum(sizes, 0.0)[:, None, :]) @ jnp.swapaxes(axes, -1, -2)
 
 
 def _carried(

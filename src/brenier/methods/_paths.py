@@ -199,7 +199,12 @@ def step(
     # On several devices the pool is on each of them, and each improves a share of the paths.
     paths, starts = split(state.paths[:, chosen], axis=1), split(state.starts[chosen])
     damping, strays = split(state.damping[chosen]), split(state.strays[chosen])
-    astray = partial(_astray, strays=strays) if problem.noise else lambda worth, x: worth(x)
+    aside = jnp.zeros_like(strays)
+    if problem.state_cost is not None:
+        aside = (1.0 - starts)[:, None] * _aside(state)[None]
+    astray = (
+        partial(_astray, strays=strays, aside=aside) if problem.noise else lambda worth, x: worth(x)
+    )
     outside = _outside(y)
     pull = _FIRST_PULL * _left(method, progress)
     at_end = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
@@ -220,10 +225,7 @@ def step(
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
-        stiffness = pull * (outside(now[0][-1]) > 0.0)
-        paths, damping, taken = improve(
-            *now[:2], starts, prices, worth, stiffness=stiffness, drift=problem.drift
-        )
+        paths, damping, taken = improve(*now[:2], starts, prices, worth, drift=problem.drift)
         return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
 
     start = (paths, damping, jnp.zeros((), x.dtype))
@@ -312,9 +314,17 @@ def _width(method: HOTA, problem: TransportProblem, first: float, progress: jax.
     return last + max(first - last, 0.0) * _left(method, progress)
 
 
-def _astray(worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"]) -> Float[Array, "n"]:
-    """The mean worth of where noise may take particles: both ways, for the path must not know which."""
-    return 0.5 * (worth(x + strays) + worth(x - strays))
+def _aside(state: PathState) -> Float[Array, "d"]:
+    """How far noise takes particles in the mean, in the whole time: along walls, to one side."""
+    left = (1.0 - state.starts) * state.counted
+    return left @ state.strays / (jnp.sum(left**2) + 1e-12)
+
+
+def _astray(
+    worth: Any, x: Float[Array, "n d"], strays: Float[Array, "n d"], aside: Float[Array, "n d"]
+) -> Float[Array, "n"]:
+    """The mean worth of where noise may take particles: both ways from the mean, for the path must not know which."""
+    return 0.5 * (worth(x + strays) + worth(x + 2.0 * aside - strays))
 
 
 def _features(x: Float[Array, "n d"], count: int) -> Float[Array, "n k"]:
@@ -389,7 +399,14 @@ class _Blur:
         where = jax.random.uniform(jax.random.fold_in(key, 1), (pairs,), dtype)
         where = (jnp.arange(pairs) + where) / pairs - 0.5
         probes, shares = jnp.concatenate([half, -half]), jnp.concatenate([where, where])
-        return lambda nodes: blurred(jax.vmap(state_cost), nodes, probes, self.width, shares)
+        mirror_key = jax.random.fold_in(key, 2)
+
+        def prices(nodes: Float[Array, "k n d"]) -> tuple[jax.Array, jax.Array]:
+            mirrors = jax.random.normal(mirror_key, nodes.shape, dtype)
+            mirrors /= jnp.linalg.norm(mirrors, axis=-1, keepdims=True) + 1e-12
+            return blurred(jax.vmap(state_cost), nodes, probes, self.width, shares, mirrors)
+
+        return prices
 
 
 def _renewed(
