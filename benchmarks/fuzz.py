@@ -444,7 +444,7 @@ def table(results: Path) -> str | None:
             f"{number(killed[0]['seconds']['fit'], 2)} s: {total['identical']:.0f} ended with the bits of "
             "one that was left alone."
         )
-    return f"{text}\n\n{conditions(records)}"
+    return f"{text}\n\n{conditions(records, sums=True)}"
 
 
 if __name__ == "__main__":

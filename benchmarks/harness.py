@@ -211,13 +211,16 @@ def values(records: Sequence[Record], name: str, group: str = "scores") -> list[
     return [r[group][name] for r in records if name in r[group]]
 
 
-def conditions(records: Sequence[Record]) -> str:
-    """One line below a table: on what, with what, how often."""
+def conditions(records: Sequence[Record], *, sums: bool = False) -> str:
+    """One line below a table, of medians or of `sums` over the seeds: on what, with what, how often."""
     counts = ((r["machine"]["cpu"], r["machine"]["cores"]) for r in records)
     machines = {f"{cpu}, {cores} core{'s' * (cores > 1)}" for cpu, cores in counts}
     jaxes = {r["versions"]["jax"] for r in records}
     seeds = len({r["seed"] for r in records})
-    often = f"Median (worst) of {seeds} seeds; no bracket: one seed" if seeds > 1 else "One seed"
+    many = (
+        "Sums over {} seeds at most" if sums else "Median (worst) of {} seeds; no bracket: one seed"
+    )
+    often = many.format(seeds) if seeds > 1 else "One seed"
     return f"{often}; {' and '.join(sorted(machines))}; JAX {', '.join(sorted(jaxes))}."
 
 

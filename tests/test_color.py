@@ -391,6 +391,16 @@ class TestTransfer:
         assert (result[:, :3] == GRADIENT[:, :3]).all()
         assert (result[:, 3:] == 255 - GRADIENT[:, 3:]).all()
 
+    def test_hidden_colours_need_no_clean_memory(self, monkeypatch):
+        used = lambda shape, dtype=float: np.full(shape, 99, dtype)  # noqa: E731
+        monkeypatch.setattr(np, "empty", used)
+        result = transfer(ColorImage(GRADIENT, ALPHA), lambda colors: 1 - colors)
+        assert (result[:, 3:] == 255 - GRADIENT[:, 3:]).all()
+
+    def test_a_picture_that_does_not_show_stays_as_it_is(self):
+        hidden = ColorImage(GRADIENT, np.zeros_like(ALPHA))
+        assert (transfer(hidden, lambda colors: 1 - colors) == GRADIENT).all()
+
     def test_input_is_not_changed(self):
         pixels = GRADIENT.copy()
         transfer(ColorImage(pixels), lambda colors: 0 * colors)

@@ -13,7 +13,14 @@ from brenier.errors import DivergenceError, InputError, UnsupportedProblemError
 from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
-from brenier.methods._paths import _features, _lessons, _noise_to_come, _weights
+from brenier.methods._paths import (
+    _aside,
+    _astray,
+    _features,
+    _lessons,
+    _noise_to_come,
+    _weights,
+)
 from brenier.methods.hota import HOTA
 
 KEY = jax.random.key(0)
@@ -242,6 +249,25 @@ def test_starts_are_weighted_to_the_moments_of_the_source():
         np.testing.assert_allclose((few[:, None] * _features(x, count)).mean(0), moments, atol=1e-5)
     unweighted = _weights(x, jnp.ones(80), moments[:0])  # of too many dimensions
     np.testing.assert_array_equal(unweighted, 1.0)
+
+
+def test_strays_count_both_ways_from_their_mean():
+    """A linear worth sees the mean alone, a quadratic one the spread around it as well."""
+    strays, aside = jax.random.normal(jax.random.key(0), (2, 50, 2))
+    x = jnp.ones((50, 2))
+    found = _astray(lambda x: x[:, 0], x, strays, aside)
+    np.testing.assert_allclose(found, 1.0 + aside[:, 0], atol=1e-12)
+    found = _astray(lambda x: x[:, 0] ** 2, x, strays, aside)
+    spread = (strays - aside)[:, 0] ** 2
+    np.testing.assert_allclose(found, (1.0 + aside[:, 0]) ** 2 + spread, atol=1e-12)
+
+
+def test_noise_that_pushes_to_one_side_is_found_from_all_start_times():
+    starts, push = jnp.array([0.0, 0.25, 0.5, 0.0]), jnp.array([2.0, -1.0])
+    strays = (1.0 - starts)[:, None] * push[None]
+    strays = strays.at[3].set(100.0)  # of a path that starts beyond the particles
+    found = _aside(starts, strays, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, push, atol=1e-9)
 
 
 def test_a_constant_column_asks_for_no_weights():

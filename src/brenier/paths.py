@@ -12,7 +12,8 @@ and the minimiser is the optimal way on from `x_0`. With a base drift `f` only w
 
 Newton's system is block tridiagonal and solved by elimination from the end, as in linear-quadratic control. In place
 of the curvature of `U_h` stands `∇U ∇Uᵀ / U`, exact where `U_h` decays exponentially, as it does before a wall, and
-never negative; the curvature of `f` is left out, and in many dimensions its slope as well.
+never negative; of the curvature of `g` only what makes an end firm is kept; that of `f` is left out, and in many
+dimensions its slope as well.
 
 All paths of a bundle are improved at once: nodes (k + 1, n, d), start times (n,).
 
@@ -190,11 +191,10 @@ def improve(
     """
     tau, weights = interval(paths, starts), _weights(paths)
     values, slopes = prices(paths[1:])
-    slope_of = jax.grad(lambda ends: jnp.sum(worth(ends)))
-    pull = slope_of(paths[-1])
+    pull, bending = jax.linearize(jax.grad(lambda ends: jnp.sum(worth(ends))), paths[-1])
     before = action(paths, starts, values, drift) - worth(paths[-1])
 
-    # The system times τ: second differences, and what the state cost adds to them.
+    # The system times τ: second differences, and what the state cost and the worth add to them.
     step = controlled(paths, starts, drift)
     ahead = jnp.concatenate([step[1:], (tau[:, None] * pull)[None]])
     share = tau[None] ** 2 * weights
@@ -202,9 +202,20 @@ def improve(
     if drift is not None:
         moved_by = lambda paths: jnp.diff(paths, axis=0) - controlled(paths, starts, drift)  # noqa: E731
         gradient = gradient - jax.vjp(moved_by, paths)[1](step)[0][1:]
+    if paths.shape[-1] <= _FULL_BLOCKS:
+        outer = slopes[..., :, None] * slopes[..., None, :]
+    else:
+        outer = jnp.sum(slopes**2, -1)[..., None, None]
+    other = (share / jnp.maximum(values, _SMALLEST))[..., None, None] * outer
+    other = other.at[-1].add(tau[:, None, None] * _curvature(bending, gradient[-1]))
+    # Instead of raising what is kinetic, the rest is lowered by as much.
     ease = 1.0 / (1.0 + damping)
-    bend = _curvature(slope_of, paths[-1], gradient[-1])
-    blocks, across = _system(paths, starts, values, slopes, bend, ease, drift)
+    eye = jnp.eye(other.shape[-1], dtype=paths.dtype)
+    kinetic = jnp.full((len(step), 1, 1, 1), 2.0, paths.dtype).at[-1].set(1.0)
+    blocks, across = kinetic * eye[None, None] + ease[None, :, None, None] * other, None
+    if drift is not None and paths.shape[-1] <= _FULL_BLOCKS:
+        more, across = _carried(paths, starts, drift)
+        blocks = blocks + more
     moved = paths.at[1:].add(_solved(blocks, across, -ease[None, :, None] * gradient))
 
     after = action(moved, starts, prices(moved[1:])[0], drift) - worth(moved[-1])
@@ -219,47 +230,20 @@ def improve(
     )
 
 
-def _system(
-    paths: Float[Array, "nodes n d"],
-    starts: Float[Array, "n"],
-    values: Float[Array, "k n"],
-    slopes: Float[Array, "k n d"],
-    bend: Float[Array, "n b b"],
-    ease: Float[Array, "n"],
-    drift: Field | None,
-) -> tuple[Float[Array, "k n b b"], Float[Array, "k n b b"] | None]:
-    """Newton's system times `τ`: its diagonal blocks, and `C` for `_solved`.
-
-    `bend` is the curvature of `-g` at the ends; what is not kinetic counts by the share `ease`.
-    """
-    tau, k = interval(paths, starts), len(paths) - 1
-    share = ease[None] * tau[None] ** 2 * _weights(paths) / jnp.maximum(values, _SMALLEST)
-    if paths.shape[-1] <= _FULL_BLOCKS:
-        outer = slopes[..., :, None] * slopes[..., None, :]
-        eye = jnp.eye(paths.shape[-1], dtype=paths.dtype)
-    else:
-        outer, eye = jnp.sum(slopes**2, -1)[..., None, None], jnp.ones((1, 1), paths.dtype)
-    kinetic = jnp.full((k, 1, 1, 1), 2.0, paths.dtype).at[-1].set(1.0) * eye[None, None]
-    blocks = share[..., None, None] * outer + kinetic
-    blocks = blocks.at[-1].add((ease * tau)[:, None, None] * bend)
-    if drift is None or paths.shape[-1] > _FULL_BLOCKS:
-        return blocks, None
-    more, across = _carried(paths, starts, drift)
-    return blocks + more, across
-
-
 def _curvature(
-    slope_of: Callable[[Points], Points], ends: Float[Array, "n d"], along: Float[Array, "n d"]
+    bending: Callable[[Points], Points], along: Float[Array, "n d"]
 ) -> Float[Array, "n b b"]:
-    """The curvature of `-g` at the ends where it is positive; beyond d = 16 a number, that of one direction."""
-    push = lambda way: jax.jvp(slope_of, (ends,), (way,))[1]  # noqa: E731
-    d = ends.shape[-1]
+    """The curvature of `-g` at ends where it is positive; beyond d = 16 a number, that of one direction.
+
+    `bending` is the second derivative of `g`, as a linear function of directions (n, d).
+    """
+    d = along.shape[-1]
     if d > _FULL_BLOCKS:
         square = jnp.maximum(jnp.sum(along**2, axis=-1), 1e-30)
-        found = -jnp.sum(along * push(along), axis=-1) / square
+        found = -jnp.sum(along * bending(along), axis=-1) / square
         return jnp.maximum(found, 0.0)[:, None, None]
-    eye = jnp.eye(d, dtype=ends.dtype)
-    found = jax.vmap(lambda axis: push(jnp.broadcast_to(axis, ends.shape)), out_axes=-1)(eye)
+    eye = jnp.eye(d, dtype=along.dtype)
+    found = jax.vmap(lambda axis: bending(jnp.broadcast_to(axis, along.shape)), out_axes=-1)(eye)
     sizes, axes = jnp.linalg.eigh(-0.5 * (found + jnp.swapaxes(found, -1, -2)))
     return (axes * jnp.maximum(sizes, 0.0)[:, None, :]) @ jnp.swapaxes(axes, -1, -2)
 

@@ -168,9 +168,8 @@ def load(path: PathLike, *, cost: Cost | None = None, drift: Any = None) -> Solu
     _check_given(path, solution, given)
     loaded: dict[str, np.ndarray] = {}
     _encode(solution, (), loaded)
-    # By name, unless other hands made the file, who may call arrays what they like.
-    kept = {name: tensors.get(name, array).dtype for name, array in loaded.items()}
-    if any(array.dtype != kept[name] for name, array in loaded.items()):
+    # Other hands may have given arrays other names.
+    if any(array.dtype != tensors.get(name, array).dtype for name, array in loaded.items()):
         warnings.warn(
             f"'{path}' holds a map in float64, now rounded to float32; to keep all its digits set "
             "JAX_ENABLE_X64=1 before Python starts.",

@@ -81,9 +81,11 @@ def transfer(
         codes = _codes(image.pixels[rows])
         present[codes if image.shown is None else codes[image.shown[rows]]] = True
     codes = np.flatnonzero(present)
-    ranks = np.empty(len(present), np.int32)  # pages that no colour needs are never touched
+    if not len(codes):
+        return image.pixels.copy()
+    ranks = np.zeros(len(present), np.int32)  # 0 also for colours that only hidden pixels have
     ranks[codes] = np.arange(len(codes), dtype=np.int32)
-    variants = max(1, min(dither, _TABLE // max(len(codes), 1)))
+    variants = max(1, min(dither, _TABLE // len(codes)))
 
     rng = np.random.default_rng(seed)
     table = np.empty((variants, len(codes), 3), np.uint8)

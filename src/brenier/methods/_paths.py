@@ -199,12 +199,13 @@ def step(
     # On several devices the pool is on each of them, and each improves a share of the paths.
     paths, starts = split(state.paths[:, chosen], axis=1), split(state.starts[chosen])
     damping, strays = split(state.damping[chosen]), split(state.strays[chosen])
-    aside = jnp.zeros_like(strays)
-    if problem.state_cost is not None:
-        aside = (1.0 - starts)[:, None] * _aside(state)[None]
-    astray = (
-        partial(_astray, strays=strays, aside=aside) if problem.noise else lambda worth, x: worth(x)
-    )
+    astray = lambda worth, x: worth(x)  # noqa: E731
+    if problem.noise:
+        # Without walls noise has no side, and a mean of the pool's strays would be noise itself.
+        aside = jnp.zeros_like(x[0])
+        if problem.state_cost is not None:
+            aside = _aside(state.starts, state.strays, state.counted)
+        astray = partial(_astray, strays=strays, aside=(1.0 - starts)[:, None] * aside[None])
     outside = _outside(y)
     pull = _FIRST_PULL * _left(method, progress)
     at_end = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
@@ -212,7 +213,8 @@ def step(
     def worth(x: Points) -> Float[Array, "n"]:
         return astray(at_end, x) - 0.5 * pull * outside(x) ** 2
 
-    compare = blur.prices(keys[2], _FEW_PROBES)
+    nodes = paths[1:].shape
+    compare = blur.prices(keys[2], _FEW_PROBES, nodes)
 
     def total(paths: jax.Array) -> jax.Array:
         return action(paths, starts, compare(paths[1:])[0], problem.drift) - worth(paths[-1])
@@ -224,7 +226,7 @@ def step(
     )
 
     def newton(k: jax.Array, now: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES)
+        prices = blur.prices(jax.random.fold_in(keys[2], k), _PROBES, nodes)
         paths, damping, taken = improve(*now[:2], starts, prices, worth, drift=problem.drift)
         return paths, damping, now[2] + jnp.mean(taken, dtype=x.dtype) / _NEWTON_STEPS
 
@@ -314,10 +316,12 @@ def _width(method: HOTA, problem: TransportProblem, first: float, progress: jax.
     return last + max(first - last, 0.0) * _left(method, progress)
 
 
-def _aside(state: PathState) -> Float[Array, "d"]:
+def _aside(
+    starts: Float[Array, "n"], strays: Float[Array, "n d"], counted: Float[Array, "n"]
+) -> Float[Array, "d"]:
     """How far noise takes particles in the mean, in the whole time: along walls, to one side."""
-    left = (1.0 - state.starts) * state.counted
-    return left @ state.strays / (jnp.sum(left**2) + 1e-12)
+    left = (1.0 - starts) * counted
+    return left @ strays / (jnp.sum(left**2) + 1e-12)
 
 
 def _astray(
@@ -389,8 +393,11 @@ class _Blur:
     problem: TransportProblem
     width: jax.Array
 
-    def prices(self, key: Key, count: int) -> Any:
-        """Values and slopes on the intervals around nodes, by `count` probes that stay the same from call to call."""
+    def prices(self, key: Key, count: int, shape: tuple[int, ...]) -> Any:
+        """Values and slopes on the intervals around nodes of a `shape` (k, n, d), by `count` probes of each.
+
+        They stay the same from call to call.
+        """
         state_cost = self.problem.state_cost
         if state_cost is None:
             return lambda nodes: (jnp.zeros(nodes.shape[:-1], nodes.dtype), jnp.zeros_like(nodes))
@@ -399,14 +406,11 @@ class _Blur:
         where = jax.random.uniform(jax.random.fold_in(key, 1), (pairs,), dtype)
         where = (jnp.arange(pairs) + where) / pairs - 0.5
         probes, shares = jnp.concatenate([half, -half]), jnp.concatenate([where, where])
-        mirror_key = jax.random.fold_in(key, 2)
-
-        def prices(nodes: Float[Array, "k n d"]) -> tuple[jax.Array, jax.Array]:
-            mirrors = jax.random.normal(mirror_key, nodes.shape, dtype)
-            mirrors /= jnp.linalg.norm(mirrors, axis=-1, keepdims=True) + 1e-12
-            return blurred(jax.vmap(state_cost), nodes, probes, self.width, shares, mirrors)
-
-        return prices
+        mirrors = jax.random.normal(jax.random.fold_in(key, 2), shape, dtype)
+        mirrors /= jnp.linalg.norm(mirrors, axis=-1, keepdims=True) + 1e-12
+        return lambda nodes: blurred(
+            jax.vmap(state_cost), nodes, probes, self.width, shares, mirrors
+        )
 
 
 def _renewed(
