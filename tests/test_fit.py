@@ -15,6 +15,7 @@ from brenier import DIOTM, HJPINN, HOTA, NCF
 from brenier.coordinates import Frame
 from brenier.errors import BrenierWarning, DivergenceError, InputError, UnsupportedProblemError
 from brenier.plan import Plan
+from brenier.validation import worse_than_linear
 
 SMALL = {"widths": (16, 8), "batch_size": 64, "collocation_size": 32, "steps": 60}
 METHODS = {
@@ -328,6 +329,15 @@ def test_a_map_worse_than_the_linear_one_warns():
     problem = PROBLEM.replace(target=TARGET * np.float32([9.0, 0.1]))
     with pytest.warns(BrenierWarning, match="worse than the linear"):
         brenier.fit(problem, METHODS["ncf energy"], steps=1)
+
+
+@pytest.mark.parametrize(
+    ("energy", "linear", "worse"),
+    [(0.9, -0.5, False), (1.3, 1.2, False), (1.3, -0.1, True), (2.3, 1.2, True), (2.3, 2.2, False)],
+)
+def test_worse_than_the_linear_map_means_by_more_than_the_noise(energy, linear, worse):
+    scores = {"energy_forward": energy, "linear_forward": linear, "band_forward": 1.0}
+    assert worse_than_linear(scores) == worse
 
 
 def test_small_sides_are_not_held_out():

@@ -294,5 +294,16 @@ def test_absurd_places(options, message):
         place_of(*options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes_ends_the_other(folder, rank):
+    other, one = start(folder, "--out", "map.brenier", "--wait", "5")[:: 1 if rank else -1]
+    other.kill()
+    (_, status), (_, said) = ends([other, one])
+    assert status == 3
+    assert said.count("error: ") == 1
+    assert not (folder / "map.brenier").exists()
+
+
 def test_an_ordinary_fit_has_no_place():
     assert place_of(None, None, None, 4) is None

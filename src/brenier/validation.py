@@ -179,9 +179,12 @@ def gain(terms: Sequence[Any], before: Sequence[Any]) -> float:
 
 
 def worse_than_linear(scores: dict[str, Any]) -> bool:
-    """Whether the linear map matches held-out samples better, by more than their noise."""
+    """Whether the linear map matches held-out samples better, by more than their noise.
+
+    Of two equally good maps, on samples that happen to lie apart, one is always a little worse.
+    """
     return any(
-        scores[f"energy_{way}"] > max(scores[f"linear_{way}"], scores[f"band_{way}"])
+        scores[f"energy_{way}"] > max(scores[f"linear_{way}"], 0.0) + scores[f"band_{way}"]
         for way in WAYS
         if f"energy_{way}" in scores
     )

@@ -217,6 +217,13 @@ def fit(
             help="Which of them this one is, from 0; the first one writes the files.",
         ),
     ] = None,
+    wait: Annotated[
+        int,
+        typer.Option(
+            **_number(int, 1, 10**6, "a whole number of at least 1"),
+            help="Seconds that the others may come later.",
+        ),
+    ] = 60,
     report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -232,7 +239,7 @@ def fit(
     place = place_of(coordinator, processes, process_id, devices)
     if place is not None and not is_watched():
         raise typer.Exit(watch())
-    hosts = join(place)
+    hosts = join(place, wait)
 
     def check_outputs() -> None:
         inputs = [source, target, *([] if state_cost is None else [str(state_cost)])]

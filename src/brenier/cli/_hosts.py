@@ -105,8 +105,8 @@ def watch() -> int:
     )
 
 
-def join(place: Place | None) -> Hosts:
-    """Meets the other processes; of a fit without a place there are none."""
+def join(place: Place | None, patience: int = 60) -> Hosts:
+    """Meets the other processes, which may come so many seconds later; of a fit without a place there are none."""
     from brenier.hosts import Hosts
 
     if place is None:
@@ -126,6 +126,7 @@ def join(place: Place | None) -> Hosts:
             place.processes,
             place.rank,
             cluster_detection_method="deactivate",
+            initialization_timeout=patience,
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_FAREWELL,
         )
