@@ -21,8 +21,8 @@ demo: $(VENV)/installed  ## fit a first map and write its pictures and report to
 test: $(VENV)/installed-test  ## run the fast tests
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal $(ARGS)
 
-examples: $(VENV)/installed-test  ## run every example, small
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) tests/test_examples.py
+examples: $(VENV)/installed-test  ## run every example, small, and those of the pages
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) tests/test_examples.py tests/test_docs.py -k example
 
 lint: $(VENV)/installed-dev  ## check style and formatting
 	$(BIN)/ruff check .

@@ -37,7 +37,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+# `make examples` runs the others.
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "README.md" else pytest.param(n, marks=pytest.mark.slow) for n in EXAMPLES],
+)
 def test_examples_run(name, folder, monkeypatch):
     monkeypatch.chdir(folder)
     # The pages show calls; how well a fit of full length does is tested elsewhere.

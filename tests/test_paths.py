@@ -29,7 +29,7 @@ def converged(paths, starts, prices, worth):
     return jax.lax.fori_loop(0, 3000, step, (paths, jnp.full(paths.shape[1], 0.1)))[0]
 
 
-@pytest.mark.parametrize("dim", [1, 2, 3, 20])
+@pytest.mark.parametrize("dim", [2, 20])
 def test_springs_and_a_quadratic_end(dim):
     """The best path solves `(A/τ + τ k W) x = x_0/τ e_1 + ∇g`: in every dimension, from any start time."""
     stiffness, pull, firm = 3.0, jnp.linspace(0.5, 1.5, dim), 0.8
@@ -92,7 +92,7 @@ def test_blur_of_a_step_is_the_normal_distribution():
     np.testing.assert_allclose(slope[0, :, 0], norm.pdf(x / 0.2) / 0.2, rtol=0.05)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("dim", [1, 3])
 def test_mirrored_probes_are_those_of_the_mirrored_cost(dim):
     """A node that sees its probes reflected by `H` finds the value of `U(x + H (· - x))`, and `H` times its slope."""
     keys = jax.random.split(KEY, 4)

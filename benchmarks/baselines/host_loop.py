@@ -70,7 +70,7 @@ def stepper(
     def full(
         network: Any, target: Any, own: Any, scale: Any, t: Any, z: Any, x: Any, y: Any, key: Any
     ) -> Any:
-        paths = simulate(network, problem, x[:count], key, method.rollout_steps)
+        paths = simulate(network, problem, x[:count], key, method.rollout_steps, scheme="euler")
 
         def end(network: Any) -> jax.Array:
             at = jax.vmap(lambda x: network(jnp.ones((), x.dtype), x))

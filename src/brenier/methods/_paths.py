@@ -79,7 +79,7 @@ _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
 _FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
-_LONGEST_STRAY = 2.0
+_LONGEST_STRAY = 3.0
 _PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
 _WIDE = 0.25  # share of new paths that start further out, at up to twice their distance
@@ -466,12 +466,17 @@ def _stretched(
 def _followed(
     u: Potential, problem: TransportProblem, x: Points, starts: Float[Array, "n"], steps: int
 ) -> Float[Array, "nodes n d"]:
-    """Paths along the flow of `u`, without noise, from points (n, d) at times of their own."""
+    """Paths along the flow of `u`, without noise, from points (n, d) at times of their own, by Heun's scheme."""
     tau = (1.0 - starts) / steps
+
+    def rate(t: jax.Array, x: Points) -> Points:
+        return velocities(u, problem, t, x) + drifts(problem, t, x)
 
     def advance(x: Points, k: jax.Array) -> tuple[Points, Points]:
         t = starts + k * tau
-        x = x + tau[:, None] * (velocities(u, problem, t, x) + drifts(problem, t, x))
+        here = rate(t, x)
+        there = rate(t + tau, x + tau[:, None] * here)
+        x = x + 0.5 * tau[:, None] * (here + there)
         return x, x
 
     return jnp.concatenate([x[None], jax.lax.scan(advance, x, jnp.arange(steps))[1]])

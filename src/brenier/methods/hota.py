@@ -98,7 +98,7 @@ PATHS: dict[str, Any] = {
     "hold": 0.5,
     "batch_size": 512,
     "rollout_steps": 64,
-    "steps": 2000,
+    "steps": 3000,
 }
 """What the objective "paths" takes in place of the default preset's values."""
 
@@ -169,7 +169,7 @@ class HOTA(PresetMethod[Any]):
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
         acceleration_weight: `λₐ`.
         residual: "squared", or pseudo-"huber".
-        rollout_steps: Euler steps of a simulated path, and intervals of an improved one.
+        rollout_steps: steps of a simulated path, and intervals of an improved one.
         rollout_every: steps between simulations.
         trajectories: simulated at a time; at most `batch_size`.
         stored_trajectories: of these, kept in the buffer.
@@ -388,6 +388,7 @@ class HOTA(PresetMethod[Any]):
             path_key,
             self.rollout_steps,
             offset,
+            scheme="euler",  # as published
         )
         chosen = jax.random.choice(pick_key, count, (keep,), replace=False)
         rows = paths.points[:, chosen].reshape(-1, x.shape[1])
