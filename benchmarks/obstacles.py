@@ -42,7 +42,7 @@ ROLLOUTS: dict[str, tuple[int, Literal["heun", "euler"]]] = {
     "300_euler": (300, "euler"),
     "30_euler": (30, "euler"),
 }
-WEIGHTS = {"baby_maze": 3.0, "stunnel": 5.0}
+WEIGHTS = {"baby_maze": 3.0, "stunnel": 7.0}
 SCENES: dict[str, Callable[[], Scene]] = {
     "slit": slit,
     "box": box,
