@@ -1,6 +1,6 @@
 """HOTA without obstacles, where the optimum is known: between Gaussians, without noise and with.
 
-The cost is that of 20 000 fresh paths in 300 steps of Heun's scheme, against the closed form: `W₂²/2`, or that of the
+The cost is that of 20 000 fresh paths in 300 Runge–Kutta steps, against the closed form: `W₂²/2`, or that of the
 Schrödinger bridge. The gap is that of the dynamic certificate on fresh points; arrival as in `benchmarks.obstacles`.
 """
 
@@ -67,7 +67,7 @@ def _run(options: Options, noise: float, seed: int) -> None:
     )
     n = 200 if options.quick else JUDGED
     x, y, other = (_sample(*side, n, rng) for side in (source, target, target))
-    roll = jax.jit(partial(simulate, solution.potential, problem, steps=300, scheme="heun"))
+    roll = jax.jit(partial(simulate, solution.potential, problem, steps=300))
     fresh = jnp.asarray(_sample(*source, FRESH, rng), jnp.float32)
     paths = roll(x=fresh, key=jax.random.key(seed + 1))
     bounds = solution.certificate(x, y)

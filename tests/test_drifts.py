@@ -91,7 +91,7 @@ def test_paths_and_costs_of_the_optimal_control():
     """Bellman: along an optimal path the control costs `u(1, x₁) - u(0, x₀)`."""
     problem = brenier.TransportProblem(X, Y, drift=linear)
     x = jnp.asarray(X[:5])
-    paths = jax.jit(lambda x: simulate(U, problem, x, KEY, steps=400, scheme="heun"))(x)
+    paths = jax.jit(lambda x: simulate(U, problem, x, KEY, steps=400))(x)
     rise = jax.vmap(lambda a, b: U(jnp.ones(()), b) - U(jnp.zeros(()), a))(x, paths.points[-1])
     np.testing.assert_allclose(paths.kinetic, rise, rtol=5e-3)
 
@@ -236,7 +236,7 @@ def test_the_map_between_gaussians_with_a_linear_drift():
     )
     assert brenier.metrics.uvp(est.transform(Xs=x), ends) < 2.0
     problem = brenier.TransportProblem(x, y, drift=linear)
-    found = simulate(est.solution_.potential, problem, jnp.asarray(x), KEY, 100, scheme="heun")
+    found = simulate(est.solution_.potential, problem, jnp.asarray(x), KEY, 100)
     np.testing.assert_allclose(np.mean(found.kinetic), cost, rtol=0.03)
     bounds = est.certificate(Xs=x[:500], Xt=y[:500])
     assert bounds.lower < 1.02 * cost
