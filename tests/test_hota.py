@@ -174,6 +174,29 @@ class TestFlow:
         )
         np.testing.assert_allclose(offset.state, 2.0, rtol=1e-6)
 
+    def test_few_runge_kutta_steps_are_enough(self):
+        """`dx = -x dt`, with Euler's steps off by a share of `½ dt`."""
+        problem = brenier.TransportProblem(X, Y)
+        for scheme, off in (("rk4", 1e-6), ("euler", 0.05)):
+            ends = simulate(back, problem, jnp.asarray(X), KEY, 10, scheme=scheme).points[-1]
+            found = np.abs(ends / (np.exp(-1.0) * X) - 1.0).max()
+            assert 0.1 * off < found < 1.1 * off
+
+    @pytest.mark.parametrize("scheme", ["rk4", "euler"])
+    def test_simulated_noise_has_the_variance_of_its_equation(self, scheme):
+        """`dx = -x dt + σ dW` from 0 has the variance `½ σ² (1 - e⁻²)` at time 1."""
+        problem = brenier.TransportProblem(X, Y, noise=0.3)
+        found = simulate(back, problem, jnp.zeros((20_000, 2)), KEY, 8, scheme=scheme).points[-1]
+        exact = 0.5 * (1.0 - np.exp(-2.0))
+        if scheme == "euler":  # a sum of what each step adds and the later ones leave
+            exact = np.mean((7 / 8) ** (2 * np.arange(8)))
+        np.testing.assert_allclose(found.var(), 0.3**2 * exact, rtol=0.03)  # four standard errors
+
+
+def back(t, x):
+    """The potential of the velocity `-x`."""
+    return -0.5 * jnp.sum(x**2)
+
 
 SMALL = {
     "objective": "residual",
