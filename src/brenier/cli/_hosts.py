@@ -105,7 +105,7 @@ def watch() -> int:
     )
 
 
-def join(place: Place | None, patience: int = 60) -> Hosts:
+def join(place: Place | None, patience: int) -> Hosts:
     """Meets the other processes, which may come so many seconds later; of a fit without a place there are none."""
     from brenier.hosts import Hosts
 
