@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     from brenier.methods.hota import HOTA
 
 _END_WIDTHS = (64, 64, 64, 32)
-_END_RATE = 3e-3
+# Without noise nothing smooths what ends are worth: at the higher rate it grows rough in the end, and
+# paths leave the target.
+_END_RATE, _END_RATE_WITHOUT_NOISE = 3e-3, 1e-3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
 # The rate at which it goes along at first, and the share of the run at which that is zero.
@@ -128,7 +130,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
     moments = 2 if problem.state_cost is None else len(times)
     cloud = _cloud(paths, jnp.zeros_like(x[:, 0]), jnp.ones_like(x[:, 0]), moments)
     network = Comoving(network, *cloud)
-    optimizers = _optimizers(method)
+    optimizers = _optimizers(method, problem)
     return PathState(
         network=network,
         average=network,
@@ -171,8 +173,11 @@ def _routes(method: HOTA, problem: TransportProblem) -> Routes:
     return shortest_routes(inside, x, y, nodes)
 
 
-def _optimizers(method: HOTA) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    return adam(method.learning_rate, *method.betas), muon(_END_RATE)
+def _optimizers(
+    method: HOTA, problem: TransportProblem
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    of_ends = muon(_END_RATE if problem.noise else _END_RATE_WITHOUT_NOISE)
+    return adam(method.learning_rate, *method.betas), of_ends
 
 
 def step(
@@ -274,7 +279,7 @@ def step(
         return jnp.mean(weights * astray(g, paths[-1])) - jnp.mean(g(split(y)))
 
     rate = decay("cosine", progress, _FINAL_RATE, hold=method.hold)
-    (of_paths, of_ends), (own, own_of_end) = _optimizers(method), state.optimizers
+    (of_paths, of_ends), (own, own_of_end) = _optimizers(method, problem), state.optimizers
     unknown = jnp.zeros((), x.dtype)
     network, own, loss = jax.lax.fori_loop(0, _FITS, fitted, (state.network, own, unknown))
     m, rise = jax.value_and_grad(mismatch)(state.end)
