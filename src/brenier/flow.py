@@ -172,7 +172,7 @@ def simulate(
         steps: of equal length.
         offset: in [0, 1), at which share of a step the grid starts; one more, shorter step is then taken.
         scheme: "rk4" for a classical Runge–Kutta step between two halves of the noise, or "euler" for Euler–Maruyama's,
-            at a quarter of the price, which leaves a bend half a step late.
+            at a fifth of the price, which leaves a bend half a step late.
 
     Example:
         >>> paths = simulate(solution.potential, problem, x, jax.random.key(0))
