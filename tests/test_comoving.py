@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.interpolate import CubicHermiteSpline
 
 from brenier.networks import Comoving
 from brenier.networks._comoving import frames
@@ -24,9 +25,18 @@ def test_the_potential_sees_centred_and_whitened_points(matrices):
     f, u = moving(3, matrices)
     x, t = jnp.asarray(RNG.normal(size=3)), jnp.asarray(0.5)  # in the middle of nodes 1 and 2
     w = 0.5 * (u.whitening[1] + u.whitening[2]) * (1.0 if matrices else jnp.eye(3))
-    inside = w @ (x - 0.5 * (u.centers[1] + u.centers[2]))
+    inside = w @ (x - u.center(t))
     np.testing.assert_allclose(u(t, x), 1.25 * f(t, inside), rtol=1e-12)
-    np.testing.assert_allclose(u.center(t), 0.5 * (u.centers[1] + u.centers[2]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.15, 0.5, 0.8, 1.0])
+def test_the_centre_is_the_spline_of_catmull_and_rom(t):
+    _, u = moving(2, matrices=False)
+    nodes = np.asarray(u.centers)
+    spline = CubicHermiteSpline(np.linspace(0.0, 1.0, 4), nodes, 3.0 * np.gradient(nodes, axis=0))
+    center, speed = jax.jvp(u.center, (jnp.asarray(t),), (jnp.ones(()),))
+    np.testing.assert_allclose(center, spline(t), rtol=1e-12)
+    np.testing.assert_allclose(speed, spline(t, 1), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.2, 1.0])
