@@ -8,7 +8,8 @@ and its slope the path's first momentum. So each step
    teach the potential what is beyond the particles;
 2. improves a part of the pool: by pieces of other paths where these are cheaper, then by Newton's method;
 3. fits `u` to value and momentum along these paths, and to `∂t u` where there are no walls;
-4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end.
+4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end; in the last quarter
+   of the run, more and more, lower where the flow ends, for the flow is what is delivered, and not quite the paths.
 
 At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
 end is drawn to the target as well.
@@ -94,6 +95,9 @@ _LEAST_GAIN = 1e-2
 _VALUE_WEIGHT = 0.1
 _RATE_WEIGHT = 0.1
 _PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
+# How far the dual goes over from the ends of paths to those of the flow, in which last share of the run. The flow
+# answers late: earlier, or as a whole, the two swing.
+_TRUST, _LAST = 0.5, 0.25
 _FITS, _PLACES = 4, 1024  # fits of the potential in a step, and places on paths in each
 _STRIDE = 8  # nodes from one look at `Δu` to the next
 
@@ -111,6 +115,7 @@ class PathState(eqx.Module):
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
+    arrivals: Float[Array, "pool d"]  # where the flow took the particle, noise included
     counted: Float[Array, "pool"]  # 0 of paths that start beyond the particles
     moments: Float[Array, "k"]  # of the source, see `_weights`
     step: Int[Array, ""]
@@ -142,6 +147,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
+        arrivals=paths[-1],
         counted=jnp.ones_like(x[:, 0]),
         moments=_means(method, problem),
         step=jnp.zeros((), jnp.int32),
@@ -273,10 +279,14 @@ def step(
         return *_moved(of_paths, fit, own, network, rate), loss
 
     weights = _weights(paths[0], split(state.counted[chosen]), moments)
+    arriving = _weights(split(state.paths[0]), split(state.counted), moments)
+    trust = _TRUST * jnp.maximum(0.0, 1.0 - (1.0 - progress) / _LAST)
 
     def mismatch(end: Any) -> jax.Array:
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
-        return jnp.mean(weights * astray(g, paths[-1])) - jnp.mean(g(split(y)))
+        by_paths = jnp.mean(weights * astray(g, paths[-1]))
+        by_flow = jnp.mean(arriving * g(split(state.arrivals)))
+        return (1.0 - trust) * by_paths + trust * by_flow - jnp.mean(g(split(y)))
 
     rate = decay("cosine", progress, _FINAL_RATE, hold=method.hold)
     (of_paths, of_ends), (own, own_of_end) = _optimizers(method, problem), state.optimizers
@@ -432,7 +442,7 @@ def _renewed(
         node = jax.random.randint(time_key, (fresh,), 1, steps)
         node = jnp.where(jnp.arange(fresh) < (1.0 - _RESTARTS) * fresh, 0, node)
         starts = noisy.times[node]
-        x = noisy.points[node, jnp.arange(fresh)]
+        x, arrivals = noisy.points[node, jnp.arange(fresh)], noisy.points[-1]
         strays = noisy.points[-1] - _followed(u, problem, x, starts, steps)[-1]
         longest = _LONGEST_STRAY * problem.noise * np.sqrt(problem.dim)
         strays *= jnp.minimum(1.0, longest / (jnp.linalg.norm(strays, axis=1) + 1e-12))[:, None]
@@ -440,6 +450,8 @@ def _renewed(
         starts, strays = jnp.zeros(fresh, x.dtype), jnp.zeros_like(x)
     x = _stretched(problem, state, x, starts, stretch)
     paths = _followed(u, problem, x, starts, steps)
+    if not problem.noise:
+        arrivals = paths[-1]
     at = (state.step * fresh) % method.pool
     newest = (at + jnp.arange(fresh)) % method.pool
     return dataclasses.replace(
@@ -448,6 +460,7 @@ def _renewed(
         starts=state.starts.at[newest].set(starts),
         damping=state.damping.at[newest].set(FIRST_DAMPING),
         strays=state.strays.at[newest].set(strays),
+        arrivals=state.arrivals.at[newest].set(arrivals),
         counted=state.counted.at[newest].set((stretch == 1.0).astype(x.dtype)),
     ), newest
 
