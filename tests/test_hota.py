@@ -19,6 +19,7 @@ from brenier.methods._paths import (
     _features,
     _lessons,
     _noise_to_come,
+    _renewed,
     _weights,
 )
 from brenier.methods.hota import HOTA
@@ -291,6 +292,21 @@ def test_noise_that_pushes_to_one_side_is_found_from_all_start_times():
     strays = strays.at[3].set(100.0)  # of a path that starts beyond the particles
     found = _aside(starts, strays, jnp.array([1.0, 1.0, 1.0, 0.0]))
     np.testing.assert_allclose(found, push, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_new_paths_know_where_the_flow_takes_their_particles(noise):
+    """What they end at and how far noise takes them from there, while both are new."""
+    method = HOTA(pool=64, refreshed=32, rollout_steps=3, widths=(4,))
+    problem = brenier.TransportProblem(X, Y, noise=noise)
+    state = method.init(problem, KEY)
+    state, newest = _renewed(method, problem, state, jnp.asarray(X[:32]) + 5.0, KEY)
+    particles = newest[state.counted[newest] > 0]
+    assert 16 < len(particles) < 32
+    found = state.paths[-1] + state.strays
+    np.testing.assert_allclose(state.arrivals[particles], found[particles], atol=1e-5)
+    assert np.all(np.any(state.strays[particles] != 0.0, axis=1)) == (noise > 0)
+    np.testing.assert_array_equal(state.arrivals[32:], state.paths[-1, 32:])  # those of before
 
 
 def test_a_constant_column_asks_for_no_weights():
