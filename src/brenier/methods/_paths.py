@@ -447,10 +447,10 @@ def _renewed(
         longest = _LONGEST_STRAY * problem.noise * np.sqrt(problem.dim)
         strays *= jnp.minimum(1.0, longest / (jnp.linalg.norm(strays, axis=1) + 1e-12))[:, None]
     else:
-        starts, strays = jnp.zeros(fresh, x.dtype), jnp.zeros_like(x)
+        starts, strays, arrivals = jnp.zeros(fresh, x.dtype), jnp.zeros_like(x), None
     x = _stretched(problem, state, x, starts, stretch)
     paths = _followed(u, problem, x, starts, steps)
-    if not problem.noise:
+    if arrivals is None:
         arrivals = paths[-1]
     at = (state.step * fresh) % method.pool
     newest = (at + jnp.arange(fresh)) % method.pool
