@@ -294,18 +294,17 @@ def test_noise_that_pushes_to_one_side_is_found_from_all_start_times():
     np.testing.assert_allclose(found, push, atol=1e-9)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_new_paths_know_where_the_flow_takes_their_particles(noise):
+def test_new_paths_know_where_the_flow_takes_their_particles():
     """What they end at and how far noise takes them from there, while both are new."""
     method = HOTA(pool=64, refreshed=32, rollout_steps=3, widths=(4,))
-    problem = brenier.TransportProblem(X, Y, noise=noise)
+    problem = brenier.TransportProblem(X, Y, noise=0.02)
     state = method.init(problem, KEY)
     state, newest = _renewed(method, problem, state, jnp.asarray(X[:32]) + 5.0, KEY)
     particles = newest[state.counted[newest] > 0]
     assert 16 < len(particles) < 32
     found = state.paths[-1] + state.strays
     np.testing.assert_allclose(state.arrivals[particles], found[particles], atol=1e-5)
-    assert np.all(np.any(state.strays[particles] != 0.0, axis=1)) == (noise > 0)
+    assert np.all(np.any(state.strays[particles] != 0.0, axis=1))
     np.testing.assert_array_equal(state.arrivals[32:], state.paths[-1, 32:])  # those of before
 
 
