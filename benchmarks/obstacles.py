@@ -5,8 +5,8 @@ published evaluation, and in as many of Euler and Maruyama's, with the published
 with the state cost's own sign and weight. Where `U` is soft at its edge, cutting through pays: to
 keep out, a fit sees it `WEIGHTS` times as high. Arrival is the exact squared `W₂` between the ends
 and 2000 fresh target points, beside that of two samples of the target; GMM with equally many points
-in every component. The published tables have a Sinkhorn divergence at ε = 1e-3 there, which need
-not have converged.
+in every component. The published tables have a Sinkhorn divergence at ε = 1e-3 there, after 30 of
+Euler's steps and without a word on whether it converged: it stands beside, with whether it did.
 """
 
 from __future__ import annotations
@@ -131,7 +131,20 @@ def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
         }
         found["total"] = found["kinetic"] + found["state"]
         scores |= {f"{score}_{name}": value for score, value in found.items()}
+        if name == "30_euler":
+            scores |= sinkhorn(paths.points[-1], y)
     return scores
+
+
+def sinkhorn(x: Any, y: Any) -> dict[str, float]:
+    """The divergence of the published tables, and whether the iterations came to an end."""
+    from ott.geometry.pointcloud import PointCloud  # pyright: ignore[reportMissingImports]
+    from ott.tools.sinkhorn_divergence import sinkhorn_divergence  # pyright: ignore[reportMissingImports]
+
+    divergence, found = jax.jit(lambda x, y: sinkhorn_divergence(PointCloud, x, y, epsilon=1e-3))(
+        x, jax.numpy.asarray(y)
+    )
+    return {"sinkhorn": float(divergence), "sinkhorn_converged": float(all(found.converged))}
 
 
 def table(results: Path) -> str | None:
@@ -145,6 +158,8 @@ def table(results: Path) -> str | None:
         "30 steps",
         "300 of Euler's",
         "30 of Euler's",
+        "Sinkhorn's of these",
+        "its iterations ended",
         "two target samples",
         "seconds",
     ]
@@ -173,6 +188,8 @@ def table(results: Path) -> str | None:
                         median_and_worst(values(chosen, f"w2_squared_{k}"))
                         for k in ("30", "300_euler", "30_euler")
                     ),
+                    median_and_worst(values(chosen, "sinkhorn")),
+                    f"{sum(values(chosen, 'sinkhorn_converged')):.0f} of {len(chosen)}",
                     number(float(np.median(values(chosen, "floor")))),
                     f"{np.median(values(chosen, 'total', 'seconds')):.0f}",
                 ]

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 _END_WIDTHS = (64, 64, 64, 32)
 # Without noise nothing smooths what ends are worth: at the higher rate it grows rough in the end, and
 # paths leave the target.
-_END_RATE, _END_RATE_WITHOUT_NOISE = 3e-3, 1e-3
+_END_RATE, _END_RATE_WITHOUT_NOISE = 2e-3, 1e-3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
 # The rate at which it goes along at first, and the share of the run at which that is zero.
