@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, islice, pairwise
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
+from brenier.networks._normals import normals
 from brenier.typing import Key, Point, Scalar
 
 
@@ -52,17 +55,17 @@ class DenseQuadratic(eqx.Module):
     ):
         if widths is None:
             widths = (max(2 * dim, 64), max(2 * dim, 64), max(dim, 32))
-        layers = range(len(widths))
-
-        def normal(purpose: int, layer: int, *shape: int):
-            layer_key = jax.random.fold_in(jax.random.fold_in(key, purpose), layer)
-            return init_scale * jax.random.normal(layer_key, shape)
-
-        self.squared = tuple(normal(0, i, dim + 1, widths[i]) for i in layers)
-        self.linear = tuple(normal(1, i, dim + 1, widths[i]) for i in layers)
-        self.biases = tuple(normal(2, i, widths[i]) for i in layers)
-        self.hidden = tuple(normal(3, i, widths[i], widths[i + 1]) for i in layers[:-1])
-        self.head = normal(4, 0, widths[-1])
+        of_input = [(dim + 1, width) for width in widths]
+        biases, hidden = [(width,) for width in widths], list(pairwise(widths))
+        groups: list[list[tuple[int, ...]]] = [of_input, of_input, biases, hidden, [(widths[-1],)]]
+        places = [(i, j) for i, shapes in enumerate(groups) for j in range(len(shapes))]
+        keys = jax.vmap(lambda i, j: jax.random.fold_in(jax.random.fold_in(key, i), j))(
+            *np.transpose(places)
+        )
+        drawn = (init_scale * w for w in normals(keys, list(chain(*groups))))
+        self.squared, self.linear, self.biases, self.hidden, (self.head,) = (
+            tuple(islice(drawn, len(shapes))) for shapes in groups
+        )
         self.direct = (jnp.zeros(widths[0]), jnp.zeros(widths[0])) if direct else None
         self.activation = activation
 

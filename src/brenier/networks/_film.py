@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
+from brenier.networks._normals import normals
 from brenier.typing import Key, Point, Scalar
 
 
@@ -45,21 +47,15 @@ class FiLM(eqx.Module):
         activation: str = "silu",
         key: Key,
     ):
-        def normal(k: Key, n: int, m: int) -> jax.Array:
-            return jax.random.normal(k, (n, m)) / n**0.5
-
-        lift, scale, shift, head, *keys = jax.random.split(key, 4 + len(widths))
-        sizes = [features, *widths]
-        self.lift = normal(lift, dim, features)
+        sizes, of_time = [features, *widths], (2 * frequencies, features)
+        shapes = [(dim, features), of_time, of_time, (sizes[-1],), *pairwise(sizes)]
+        drawn = normals(jax.random.split(key, len(shapes)), shapes)
+        scaled = (w / len(w) ** 0.5 for w in drawn)
+        self.lift, self.time_scale, self.time_shift, self.head, *weights = scaled
+        self.weights = tuple(weights)
         self.shift = jnp.zeros(features)
-        self.time_scale = normal(scale, 2 * frequencies, features)
-        self.time_shift = normal(shift, 2 * frequencies, features)
         self.scale_bias = jnp.ones(features)
-        self.weights = tuple(
-            normal(k, n, m) for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
-        )
         self.biases = tuple(jnp.zeros(m) for m in widths)
-        self.head = jax.random.normal(head, (sizes[-1],)) / sizes[-1] ** 0.5
         self.activation = activation
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
+from brenier.networks._normals import normals
 from brenier.typing import Key, Point, Scalar
 
 
@@ -39,13 +41,11 @@ class MLP(eqx.Module):
         key: Key,
     ):
         sizes = [dim + 1, *widths]
-        keys = jax.random.split(key, len(sizes))
-        self.weights = tuple(
-            jax.random.normal(k, (n, m)) / n**0.5
-            for k, n, m in zip(keys[:-1], sizes[:-1], sizes[1:], strict=True)
-        )
+        shapes = [*pairwise(sizes), (sizes[-1],)]
+        drawn = normals(jax.random.split(key, len(sizes)), shapes)
+        *weights, self.head = (w / len(w) ** 0.5 for w in drawn)
+        self.weights = tuple(weights)
         self.biases = tuple(jnp.zeros(m) for m in sizes[1:])
-        self.head = jax.random.normal(keys[-1], (sizes[-1],)) / sizes[-1] ** 0.5
         self.activation = activation
         self.sharpness = sharpness
 

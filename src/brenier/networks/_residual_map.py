@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
+from brenier.networks._normals import normals
 from brenier.typing import ArrayLike, Key, Point
 
 
@@ -42,13 +44,11 @@ class ResidualMap(eqx.Module):
         key: Key,
     ):
         sizes = [dim, *widths]
-        keys = jax.random.split(key, len(widths))
         self.matrix = jnp.eye(dim) if matrix is None else jnp.asarray(matrix)
         self.shift = jnp.zeros(dim)
-        self.weights = tuple(
-            jax.random.normal(k, (n, m)) / n**0.5
-            for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True)
-        )
+        shapes = list(pairwise(sizes))
+        drawn = normals(jax.random.split(key, len(widths)), shapes)
+        self.weights = tuple(w / len(w) ** 0.5 for w in drawn)
         self.biases = tuple(jnp.zeros(m) for m in widths)
         self.head = jnp.zeros((sizes[-1], dim))
         self.activation = activation

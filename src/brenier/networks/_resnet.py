@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
+from brenier.networks._normals import normals
 from brenier.typing import Key, Point, Scalar
 
 
@@ -37,11 +38,11 @@ class ResNet(eqx.Module):
         activation: str = "tanh",
         key: Key,
     ):
-        lift_key, head_key, *keys = jax.random.split(key, depth + 2)
-        self.lift = jax.random.normal(lift_key, (dim + 1, width)) / (dim + 1) ** 0.5
-        self.weights = tuple(jax.random.normal(k, (width, width)) / width**0.5 for k in keys)
-        self.biases = tuple(jnp.zeros(width) for _ in keys)
-        self.head = jax.random.normal(head_key, (width,)) / width**0.5
+        shapes = [(dim + 1, width), (width,), *[(width, width)] * depth]
+        drawn = normals(jax.random.split(key, depth + 2), shapes)
+        self.lift, self.head, *weights = (w / len(w) ** 0.5 for w in drawn)
+        self.weights = tuple(weights)
+        self.biases = tuple(jnp.zeros(width) for _ in weights)
         self.step = step
         self.activation = activation
 
