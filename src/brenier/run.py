@@ -324,7 +324,7 @@ class Run:
         """The dual value in the user's units; the frame's own motion costs `L(q)`."""
         # The kept map is without its frame; a framed cost, unlike a homogeneous one, knows its unit even so.
         known = float(price(self.inner.cost, 1.0))
-        found = dual_cost(self.kept, self.inner, self.unit / known)
+        found = dual_cost(self.kept, self.inner, self.unit / known, self.held_out)
         if found and self.problem.cost.galilean:
             found["cost"] += float(self.problem.cost.lagrangian(jnp.asarray(self.frame.drift)))
         return found

@@ -144,27 +144,32 @@ class HeldOut:
         }
 
 
-def dual_cost(transport: Transport, problem: TransportProblem, unit: float) -> dict[str, float]:
+def dual_cost(
+    transport: Transport, problem: TransportProblem, unit: float, held_out: HeldOut | None
+) -> dict[str, float]:
     """The optimal cost as the dual value over up to 100 000 training samples a side, and its standard error.
 
-    Times `unit`, the worth of a unit of the problem's cost; empty where the potential was not trained for it.
+    Times `unit`, the worth of a unit of the problem's cost; empty where the potential was not trained for it. It is
+    taken of as many points at once as are held out, whose program is there already.
     """
     if problem.classes:
         sides = problem.source, problem.target
         least = min(MAX_HELD_OUT, *(side.evenly or MAX_HELD_OUT for side in sides))
         pools = tuple(_blocks(side, least) for side in sides)
+        sizes = tuple(len(pool) for pool in pools)
     else:
         pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-    n = min(MAX_HELD_OUT, *(len(pool) for pool in pools))
+        held = pools if held_out is None else (held_out.x, held_out.y)
+        sizes = tuple(min(MAX_HELD_OUT, len(points)) for points in held)
     parts: list[Any] = []
-    for start in range(0, min(len(pool) for pool in pools) - n + 1, n):
-        x, y = (jnp.asarray(pool[start : start + n]) for pool in pools)
+    for i in range(min(len(pool) // n for pool, n in zip(pools, sizes, strict=True))):
+        x, y = (pool[n * i : n * (i + 1)] for pool, n in zip(pools, sizes, strict=True))
         terms = _dual_terms(transport, x, y, max(len(problem.classes), 1))
         if terms is None:
             return {}
         parts.append([np.asarray(t, np.float64) for t in terms])
     at_x, at_y = (np.concatenate(side) for side in zip(*parts, strict=True))
-    error = np.sqrt((at_x.var() + at_y.var()) / len(at_x))
+    error = np.sqrt(at_x.var() / len(at_x) + at_y.var() / len(at_y))
     return {
         "cost": unit * float(at_x.mean() + at_y.mean()),
         "cost_standard_error": unit * float(error),
