@@ -125,15 +125,10 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
     x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
     end = built(DenseQuadratic, problem.dim, _END_WIDTHS, direct=True, key=key)
-    # At the scale of the target, small as it may be beside the way to it.
-    of_target = frames(jnp.asarray(np.stack([y, y])), jnp.ones((2, len(y))), _LEAST_SPREAD)
-    end = cast(Comoving(with_zero_head(end), *of_target), problem.dtype)
-    shift = end.center(jnp.ones((), problem.dtype)) - x.mean(0)
-    times = jnp.linspace(0.0, 1.0, method.rollout_steps + 1, dtype=problem.dtype)
-    paths = x[None] + times[:, None, None] * shift[None, None]
     # On straight ways two frames are enough, and nothing is jagged in time that would show in `∂t u`.
-    moments = 2 if problem.state_cost is None else len(times)
-    cloud = _cloud(paths, jnp.zeros_like(x[:, 0]), jnp.ones_like(x[:, 0]), moments)
+    nodes = method.rollout_steps + 1
+    paths, of_target, cloud = _straight(x, y, nodes, 2 if problem.state_cost is None else nodes)
+    end = cast(Comoving(with_zero_head(end), *of_target), problem.dtype)
     network = Comoving(network, *cloud)
     optimizers = _optimizers(method, problem)
     return PathState(
@@ -152,6 +147,17 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         moments=_means(method, problem),
         step=jnp.zeros((), jnp.int32),
     )
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _straight(x: Points, y: Points, nodes: int, moments: int) -> tuple[Any, Any, Any]:
+    """Straight paths to the mean of the target, its frames, and the particles' at so many moments."""
+    shift = jnp.mean(y, axis=0) - jnp.mean(x, axis=0)
+    times = jnp.linspace(0.0, 1.0, nodes, dtype=x.dtype)
+    paths = x[None] + times[:, None, None] * shift[None, None]
+    cloud = _cloud(paths, jnp.zeros_like(x[:, 0]), jnp.ones_like(x[:, 0]), moments)
+    # At the scale of the target, small as it may be beside the way to it.
+    return paths, frames(jnp.stack([y, y]), jnp.ones((2, len(y))), _LEAST_SPREAD), cloud
 
 
 def _cloud(
@@ -364,7 +370,7 @@ def _means(method: HOTA, problem: TransportProblem) -> Float[Array, "k"]:
     if problem.noise or not count:
         return jnp.zeros(0, problem.dtype)
     x = jnp.asarray(problem.source.pool(POOL, 0), problem.dtype)
-    return jnp.mean(_features(x, count), axis=0)
+    return jax.jit(lambda x: jnp.mean(_features(x, count), axis=0))(x)
 
 
 def _weights(
