@@ -12,7 +12,7 @@ import optax.contrib
 
 
 @functools.cache  # the same object: what it compiles is compiled once
-def muon(learning_rate: float) -> optax.GradientTransformation:
+def muon(learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
     """`optax.contrib.muon`, whose Newton–Schulz iterations run for all matrices of one shape together.
 
     A network has several matrices of a shape, each of them small: one by one their fifteen products cost more to
@@ -26,7 +26,12 @@ def muon(learning_rate: float) -> optax.GradientTransformation:
         matrices: Any = [
             optax.contrib.MuonDimensionNumbers(1, 2) if s.ndim == 3 else None for s in stacks
         ]
-        return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices)
+        return optax.contrib.muon(
+            learning_rate,
+            weight_decay=weight_decay,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=matrices,
+        )
 
     def init(params: Any) -> Any:
         stacks = _stacked(params)

@@ -72,6 +72,9 @@ _END_WIDTHS = (64, 64, 64, 32)
 # Without noise nothing smooths what ends are worth: at the higher rate it grows rough in the end, and
 # paths leave the target.
 _END_RATE, _END_RATE_WITHOUT_NOISE = 2e-3, 1e-3
+# Muon's steps have one length, however little there is to learn: without decay what ends are worth grows for as long
+# as it runs, most of all where few paths end, and the momenta there with it.
+_END_DECAY = 0.3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
 # The rate at which it goes along at first, and the share of the run at which that is zero.
@@ -80,7 +83,9 @@ _FINAL_RATE = 1e-2
 _AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
-_FIRST_PULL = 100.0  # of a path's end towards the target, while the potential does not know the way
+# Of a path's end towards the target: strong while the potential does not know the way. Some of it stays, for outside
+# of the target any worth is right that keeps ends away.
+_FIRST_PULL, _LAST_PULL = 100.0, 10.0
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
 _LONGEST_STRAY = 3.0
 _PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
@@ -136,7 +141,10 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         average=network,
         base=base,
         end=end,
-        optimizers=(jax.jit(optimizers[0].init)(network), jax.jit(optimizers[1].init)(end)),
+        optimizers=(
+            jax.jit(optimizers[0].init)(network),
+            jax.jit(optimizers[1].init)(end.potential),
+        ),
         paths=paths,
         routes=_routes(method, problem),
         starts=jnp.zeros(len(x), problem.dtype),
@@ -188,7 +196,8 @@ def _routes(method: HOTA, problem: TransportProblem) -> Routes:
 def _optimizers(
     method: HOTA, problem: TransportProblem
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    of_ends = muon(_END_RATE if problem.noise else _END_RATE_WITHOUT_NOISE)
+    rate = _END_RATE if problem.noise else _END_RATE_WITHOUT_NOISE
+    of_ends = muon(rate, weight_decay=_END_DECAY)
     return adam(method.learning_rate, *method.betas), of_ends
 
 
@@ -224,7 +233,7 @@ def step(
             aside = _aside(state.starts, state.strays, state.counted)
         astray = partial(_astray, strays=strays, aside=(1.0 - starts)[:, None] * aside[None])
     outside = _outside(y)
-    pull = _FIRST_PULL * _left(method, progress)
+    pull = _LAST_PULL + (_FIRST_PULL - _LAST_PULL) * _left(method, progress)
     at_end = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
 
     def worth(x: Points) -> Float[Array, "n"]:
@@ -288,7 +297,8 @@ def step(
     arriving = _weights(split(state.paths[0]), split(state.counted), moments)
     trust = _TRUST * jnp.maximum(0.0, 1.0 - (1.0 - progress) / _LAST)
 
-    def mismatch(end: Any) -> jax.Array:
+    def mismatch(potential: Any) -> jax.Array:
+        end = dataclasses.replace(state.end, potential=potential)
         g = jax.vmap(partial(with_base(state.base, end), jnp.ones((), x.dtype)))
         by_paths = jnp.mean(weights * astray(g, paths[-1]))
         by_flow = jnp.mean(arriving * g(split(state.arrivals)))
@@ -298,8 +308,9 @@ def step(
     (of_paths, of_ends), (own, own_of_end) = _optimizers(method, problem), state.optimizers
     unknown = jnp.zeros((), x.dtype)
     network, own, loss = jax.lax.fori_loop(0, _FITS, fitted, (state.network, own, unknown))
-    m, rise = jax.value_and_grad(mismatch)(state.end)
-    end, own_of_end = _moved(of_ends, rise, own_of_end, state.end, rate)
+    worth_of_ends = state.end.potential
+    m, rise = jax.value_and_grad(mismatch)(worth_of_ends)
+    worth_of_ends, own_of_end = _moved(of_ends, rise, own_of_end, worth_of_ends, rate)
 
     cloud = _cloud(state.paths, state.starts, state.counted, len(network.scales))
     following = _FOLLOWING * jnp.maximum(0.0, 1.0 - progress / _FOLLOWED_UNTIL)
@@ -313,7 +324,7 @@ def step(
         state,
         network=network,
         average=averaged(state.average, network, state.step, _AVERAGING),
-        end=end,
+        end=dataclasses.replace(state.end, potential=worth_of_ends),
         optimizers=(own, own_of_end),
     )
     return state, {
