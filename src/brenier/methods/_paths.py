@@ -73,7 +73,8 @@ _END_WIDTHS = (64, 64, 64, 32)
 # paths leave the target.
 _END_RATE, _END_RATE_WITHOUT_NOISE = 2e-3, 1e-3
 # Muon's steps have one length, however little there is to learn: without decay what ends are worth grows for as long
-# as it runs, most of all where few paths end, and the momenta there with it.
+# as it runs, most of all where few paths end, and the momenta there with it. Only with walls: elsewhere it would cost
+# the certificate more than it gains.
 _END_DECAY = 0.3
 _LEAST_SPREAD = 1e-3  # of a target, in the frame's coordinates
 _LEAST_WIDTH = 1e-2  # of the cloud that the network goes along with
@@ -83,8 +84,8 @@ _FINAL_RATE = 1e-2
 _AVERAGING = 0.998  # of the potential that moves new paths and is delivered
 _FIRST_BLUR, _BLUR_OF_NOISE = 0.3, 0.7
 _FIRST_BLUR_ON_ROUTES = 0.1  # less, for it need not show the way around
-# Of a path's end towards the target: strong while the potential does not know the way. Some of it stays, for outside
-# of the target any worth is right that keeps ends away.
+# Of a path's end towards the target: strong while the potential does not know the way. With walls some of it stays,
+# for outside of the target any worth is right that keeps ends away.
 _FIRST_PULL, _LAST_PULL = 100.0, 10.0
 # In units of what noise does in the whole time; a jump to elsewhere is not noise.
 _LONGEST_STRAY = 3.0
@@ -197,7 +198,7 @@ def _optimizers(
     method: HOTA, problem: TransportProblem
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     rate = _END_RATE if problem.noise else _END_RATE_WITHOUT_NOISE
-    of_ends = muon(rate, weight_decay=_END_DECAY)
+    of_ends = muon(rate, weight_decay=0.0 if problem.state_cost is None else _END_DECAY)
     return adam(method.learning_rate, *method.betas), of_ends
 
 
@@ -233,7 +234,8 @@ def step(
             aside = _aside(state.starts, state.strays, state.counted)
         astray = partial(_astray, strays=strays, aside=(1.0 - starts)[:, None] * aside[None])
     outside = _outside(y)
-    pull = _LAST_PULL + (_FIRST_PULL - _LAST_PULL) * _left(method, progress)
+    last_pull = 0.0 if problem.state_cost is None else _LAST_PULL
+    pull = last_pull + (_FIRST_PULL - last_pull) * _left(method, progress)
     at_end = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
 
     def worth(x: Points) -> Float[Array, "n"]:
