@@ -3,7 +3,6 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from brenier.typing import Point, Potential, Scalar
@@ -41,39 +40,23 @@ class Comoving(eqx.Module):
     whitening: Float[Array, "nodes b b"]
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
-        center, scale, matrix = self._frame(t)
-        away = x - center
+        matrix, away = self._at(t, self.whitening), x - self.center(t)
         inside = matrix[0] * away if len(matrix) == 1 else matrix @ away
-        return scale * self.potential(t, inside)
+        return self._at(t, self.scales) * self.potential(t, inside)
 
     def center(self, t: Scalar) -> Point:
         """`m(t)`."""
-        return self._frame(t)[0]
-
-    def _frame(self, t: Scalar) -> tuple[Point, Scalar, Float[Array, "b b"]]:
-        """`m`, `s` and `W` at `t`."""
-        own = self.centers, self.scales, self.whitening
-        m, s, w = (jax.lax.stop_gradient(a.reshape(len(a), -1)) for a in own)
-        slopes, steps = jnp.asarray(jnp.gradient(m, axis=0)), jnp.diff(m, axis=0)
-        early, late = slopes[:-1] - steps, steps - slopes[1:]
-        # Side by side, for one look-up costs little more than none.
-        columns = (
-            m[:-1],
-            steps,
-            early,
-            late,
-            s[:-1],
-            jnp.diff(s, axis=0),
-            w[:-1],
-            jnp.diff(w, axis=0),
-        )
-        node, share = _place(t, len(m))
-        ends = np.cumsum([c.shape[1] for c in columns])[:-1]
-        found = jnp.concatenate(columns, axis=1)[node]
-        here, step, early, late, scale, wider, matrix, turn = jnp.split(found, ends)
+        nodes = jax.lax.stop_gradient(self.centers)
+        node, share = _place(t, len(nodes))
+        step, slopes = nodes[node + 1] - nodes[node], jnp.gradient(nodes, axis=0)
+        early, late = slopes[node] - step, step - slopes[node + 1]
         bend = share * (1.0 - share) * ((1.0 - share) * early + share * late)
-        matrix = (matrix + share * turn).reshape(self.whitening.shape[1:])
-        return here + share * step + bend, (scale + share * wider)[0], matrix
+        return nodes[node] + share * step + bend
+
+    def _at(self, t: Scalar, nodes: Float[Array, "nodes ..."]) -> Float[Array, "..."]:
+        nodes = jax.lax.stop_gradient(nodes)
+        node, share = _place(t, len(nodes))
+        return nodes[node] + share * (nodes[node + 1] - nodes[node])
 
 
 def _place(t: Scalar, nodes: int) -> tuple[Int[Array, ""], Scalar]:
