@@ -152,7 +152,7 @@ def table(results: Path) -> str | None:
         ["before", median_and_worst(values(records, "alignment_source")), "–", "–", "–"],
         ["left alone", median_and_worst(values(records, "alignment_alone")), "0", "–", "–"],
         [
-            "led",
+            f"led ({', '.join(sorted({r['status'] for r in records}))})",
             median_and_worst(values(records, "alignment")),
             median_and_worst(values(records, "kinetic"), digits=4),
             median_and_worst(values(records, "deviation")),
