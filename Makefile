@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## fit a first map and write its pictures and report to
 	$(BIN)/brenier demo --out demo-output
 
 test: $(VENV)/installed-test  ## run the fast tests
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist worksteal $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 examples: $(VENV)/installed-test  ## run every example, small, and those of the pages
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(WORKERS) tests/test_examples.py tests/test_docs.py -k example
