@@ -161,6 +161,7 @@ def table(results: Path) -> str | None:
         "Sinkhorn's of these",
         "its iterations ended",
         "two target samples",
+        "W₂² in units of that, 300 / 30 steps",
         "seconds",
     ]
     rows = []
@@ -190,7 +191,11 @@ def table(results: Path) -> str | None:
                     ),
                     median_and_worst(values(chosen, "sinkhorn")),
                     f"{sum(values(chosen, 'sinkhorn_converged')):.0f} of {len(chosen)}",
-                    number(float(np.median(values(chosen, "floor")))),
+                    number(float(np.median(floors := values(chosen, "floor")))),
+                    " / ".join(
+                        median_and_worst(list(np.divide(values(chosen, f"w2_squared_{k}"), floors)))
+                        for k in ("300", "30")
+                    ),
                     f"{np.median(values(chosen, 'total', 'seconds')):.0f}",
                 ]
             )

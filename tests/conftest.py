@@ -25,8 +25,8 @@ import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
 
-# Compiling and computing go on in as many threads as there are cores. Those of several workers keep each other waiting:
-# with a core of its own each takes a third less time of the processor.
+# Compiling and computing go on in as many threads as there are cores. Those of several workers keep each other
+# waiting, so each has a core of its own.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
 if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
