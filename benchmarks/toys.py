@@ -84,20 +84,23 @@ def _fit(options: Options, source: str, target: str, seed: int) -> Drawing:
         brenier.TransportProblem(x, y), METHOD, key=keys[2], steps=4 if options.quick else None
     )
     transport = solution.transport
+    assert isinstance(transport, brenier.CharacteristicTransport)
 
     x, y = (np.asarray(TOYS[t](k, fresh)) for t, k in zip((source, target), keys[3:5], strict=True))
-    forward, inverse = on_host(transport.forward), on_host(transport.inverse)
-    images, preimages = forward(x), inverse(y)
-    scores = {
-        "energy_forward": _in_bands(images, y, target, keys[5]),
-        "energy_backward": _in_bands(preimages, x, source, keys[6]),
-        **{
-            f"crossing_{way}{name}": crossing_share(*pair, time=time)
-            for way, pair in (("forward", (x, images)), ("backward", (y, preimages)))
-            for name, time in (("", 1.0), ("_before", BEFORE))
-        },
-        "round_trip": round_trip(x, inverse(images)),
-    }
+    scores = {}
+    for prefix, maps in (("", transport), ("refined_", transport.refined())):
+        forward, inverse = on_host(maps.forward), on_host(maps.inverse)
+        images, preimages = forward(x), inverse(y)
+        scores |= {
+            f"{prefix}energy_forward": _in_bands(images, y, target, keys[5]),
+            f"{prefix}energy_backward": _in_bands(preimages, x, source, keys[6]),
+            **{
+                f"{prefix}crossing_{way}{name}": crossing_share(*pair, time=time)
+                for way, pair in (("forward", (x, images)), ("backward", (y, preimages)))
+                for name, time in (("", 1.0), ("_before", BEFORE))
+            },
+            f"{prefix}round_trip": round_trip(x, inverse(images)),
+        }
     keep(
         options,
         "toys",
@@ -136,25 +139,32 @@ def _table(records: list[Record], pairs: list[tuple[str, str]]) -> str | None:
     chosen = [r for pair in pairs for r in select(records, **_case(*pair))]
     if not chosen:
         return None
-    header = ["source → target", "energy distance / noise band, forward", "backward"]
-    header += [f"pairs in % that cross by t = {BEFORE:g}, forward", "backward"]
-    header += ["by t = 1, forward", "backward", "round trip in %"]
+    header = ["source → target"]
+    for prefix, name in (("", "as read off"), ("refined_", "solved for")):
+        if prefix + "round_trip" in chosen[0]["scores"]:
+            header += [f"{name}: energy distance / noise band, forward / backward"]
+            header += ["pairs in % that cross by t = 1", f"by t = {BEFORE:g}", "round trip in %"]
     rows = []
     for pair in pairs:
         if of_pair := select(records, **_case(*pair)):
-            shares = [
-                [100 * v for v in values(of_pair, f"crossing_{way}{name}")]
-                for name in ("_before", "")
-                for way in ("forward", "backward")
-            ]
-            cells = [
-                values(of_pair, "energy_forward"),
-                values(of_pair, "energy_backward"),
-                *shares,
-                values(of_pair, "round_trip"),
-            ]
-            names = " → ".join(name.replace("_", " ") for name in pair)
-            rows.append([names, *(median_and_worst(cell, digits=2) for cell in cells)])
+            cells = []
+            for prefix in ("", "refined_"):
+                if prefix + "round_trip" not in of_pair[0]["scores"]:
+                    continue
+                for name, factor in (
+                    ("energy_{}", 1),
+                    ("crossing_{}", 100),
+                    ("crossing_{}_before", 100),
+                ):
+                    ways = (prefix + name.format(way) for way in ("forward", "backward"))
+                    cells.append(
+                        " / ".join(
+                            median_and_worst([factor * v for v in values(of_pair, way)], digits=2)
+                            for way in ways
+                        )
+                    )
+                cells.append(median_and_worst(values(of_pair, prefix + "round_trip"), digits=2))
+            rows.append([" → ".join(name.replace("_", " ") for name in pair), *cells])
     return f"{markdown(header, rows)}\n\n{conditions(chosen)}"
 
 

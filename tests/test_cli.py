@@ -292,6 +292,16 @@ def test_transport_moves_points_to_where_they_belong(points, exact_map, options,
     np.testing.assert_allclose(np.load("moved.npy"), expected(points), atol=1e-9)
 
 
+def test_refined_lines_are_those_of_a_map_that_is_exact(points, exact_map):
+    succeed("transport", exact_map, "y.npy", "--out", "back.npy", "--inverse", "--refine")
+    np.testing.assert_allclose(np.load("back.npy"), points, atol=1e-3)
+
+
+def test_only_characteristics_are_refined(points, flow_map):
+    found = fail(2, "transport", flow_map, "x.npy", "--out", "moved.npy", "--refine")
+    assert "map of NCF for --refine" in found
+
+
 def test_transport_between_file_types(points, exact_map):
     succeed("transport", exact_map, "x.npy", "--out", "a.csv")
     succeed("transport", exact_map, "a.csv", "--out", "b.npz", "--inverse")

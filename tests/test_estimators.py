@@ -53,6 +53,17 @@ def test_maps_have_the_shape_and_type_of_their_input(fitted):
     assert fitted.transform(np.array([[1, 2]])).dtype == np.float64
 
 
+def test_refined_maps_invert_each_other(fitted):
+    y = Y[:200]
+    plain = fitted.transform(fitted.inverse_transform(Xt=y))
+    try:
+        fitted.set_params(refine=True)
+        refined = fitted.transform(fitted.inverse_transform(Xt=y))
+    finally:
+        fitted.set_params(refine=False)
+    assert np.abs(refined - y).max() < 1e-3 < np.abs(plain - y).max()
+
+
 def test_directions_and_times(fitted):
     images = fitted.transform(Xs=X)
     assert np.abs(images.mean(0) - Y.mean(0)).max() < 0.2

@@ -244,3 +244,82 @@ def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():
     assert jnp.all(found == 1.0)
     misses = jnp.linalg.norm(jnp.asarray(EXACT.forward(feet)) - y, axis=1)
     assert float(misses.max()) <= 0.02
+
+
+class TwoWells(eqx.Module):
+    """A slice whose Brenier potential `¼(x² - 1)²`, in each coordinate, is not convex between -1 and 1."""
+
+    depth: jax.Array
+
+    def __call__(self, t, x):
+        return jnp.sum(self.depth * (x**2 - 1.0) ** 2 - 0.5 * x**2) + 0.0 * t
+
+
+class Wavy(eqx.Module):
+    """With a Brenier potential that is not convex in many places; what it says at t = 1 is nothing."""
+
+    height: jax.Array
+
+    def __call__(self, t, x):
+        return (1.0 - t) * self.height * jnp.sin(4.0 * x[0])
+
+
+def refined(u, cost=None, dim=1, **options):
+    maps = CharacteristicTransport(u, Frame.identity(dim), cost or Quadratic())
+    return maps, maps.refined(**options)
+
+
+def test_refined_maps_are_those_of_the_convex_envelope():
+    # The envelope is flat between the wells: all of [-1, 1] goes to 0, and nothing but its ends is a foot.
+    plain, maps = refined(TwoWells(jnp.asarray(0.25)), tolerance=1e-8)
+    x = np.linspace(-1.8, 1.8, 91)[:, None]
+    expected = np.where(np.abs(x) <= 1.0, 0.0, x**3 - x)
+    off = np.abs(x[:, 0]) < 1.0
+    np.testing.assert_array_equal(maps.forward(x)[~off], plain.forward(x)[~off])
+    np.testing.assert_allclose(maps.forward(x), expected, atol=2e-4)
+    np.testing.assert_allclose(maps.forward(jnp.asarray(x)), maps.forward(x), atol=1e-12)
+
+    y = np.linspace(-1.0, 1.0, 50)[:, None]  # without 0, which has two feet
+    feet = maps.inverse(y)
+    assert np.all(feet * y > np.abs(y))  # the outer root, and on the side of its end
+    np.testing.assert_allclose(feet**3 - feet, y, atol=1e-7)
+    np.testing.assert_allclose(maps.inverse(jnp.asarray(y)), feet, atol=1e-12)
+    slopes = jax.vmap(jax.grad(lambda y: maps.inverse(y[None, None])[0, 0]))(jnp.asarray(y[:, 0]))
+    np.testing.assert_allclose(slopes, 1.0 / (3.0 * feet[:, 0] ** 2 - 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "cost", [Quadratic(), brenier.costs.Power(3.0), brenier.costs.PseudoHuber(0.5)]
+)
+def test_refined_lines_of_a_wavy_potential_do_not_cross(cost):
+    # On the line, optimal lines do not cross for any convex cost.
+    plain, maps = refined(Wavy(jnp.asarray(0.1)), cost)
+    x = np.random.default_rng(0).uniform(-3.0, 3.0, (400, 1)).astype(np.float32)
+    order = np.argsort(x[:, 0])
+    rising = {
+        name: np.diff(move(x)[order, 0]).min()
+        for name, move in {
+            "plain": plain.forward,
+            "forward": maps.forward,
+            "inverse": maps.inverse,
+        }.items()
+    }
+    assert rising.pop("plain") < -0.01
+    assert min(rising.values()) > -5e-3, rising
+
+
+def test_refined_maps_of_the_closed_form_are_its_own():
+    for u in potentials().values():
+        plain, maps = refined(u, dim=3)
+        x, y = X.astype(np.float32), Y.astype(np.float32)
+        np.testing.assert_allclose(maps.forward(x), plain.forward(x), atol=1e-5)
+        np.testing.assert_allclose(maps.inverse(y), plain.inverse(y), atol=2e-3)
+        np.testing.assert_allclose(
+            maps.interpolate_back(y, 0.25), plain.interpolate_back(y, 0.25), atol=2e-3
+        )
+
+
+def test_refining_needs_a_positive_tolerance():
+    plain, _ = refined(EXACT, dim=3)
+    with pytest.raises(InputError, match="tolerance"):
+        plain.refined(tolerance=0.0)

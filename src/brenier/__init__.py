@@ -39,6 +39,7 @@ from brenier.serialization import save as save
 from brenier.solution import Solution as Solution
 from brenier.transport import CharacteristicTransport as CharacteristicTransport
 from brenier.transport import MapTransport as MapTransport
+from brenier.transport import RefinedTransport as RefinedTransport
 from brenier.transport import Transport as Transport
 from brenier.verdict import evaluate as evaluate
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from brenier.coordinates import PairCoordinates
 from brenier.costs import Cost
-from brenier.hamiltonian import backward_map
+from brenier.hamiltonian import backward_map, forward_map
 from brenier.typing import Point, Points, Potential, Scalar
 
 T = TypeVar("T")
@@ -24,6 +24,10 @@ T = TypeVar("T")
 _RELAXATION = 0.7
 _NEWTON_STEPS = 40
 _RESTING = 0.8  # tolerances from its target within which a foot rests; half as much beyond, steps are whole
+_FOOT_ITERATIONS = 60
+_HALVINGS = 16
+_FIRST_LENGTH = 0.05
+_APART = 100.0  # tolerances from its foot at which a point is another: where a map contracts, feet are that uncertain
 _LONGEST_STEP = 2.0  # in units of the spread of the points that are to be reached
 
 
@@ -52,6 +56,7 @@ def solve_feet(
     tolerance: Scalar | float,
     enough: float = 1.0,
     max_iterations: int = 100,
+    spread: float | None = None,
 ) -> Feet:
     """The points `x` with `T(x) = x + ∇H(∇u(0, x)) = y`, for a batch at once.
 
@@ -68,11 +73,14 @@ def solve_feet(
         tolerance: on `|T(x) - y|`.
         enough: share of the points within tolerance at which the iteration ends.
         max_iterations: at which it ends in any case.
+        spread: root mean square distance of all there is from its mean; that of `y` by default.
 
     References:
         Walker and Ni, *Anderson acceleration for fixed-point iterations*, SIAM J. Numer. Anal. 49 (2011).
     """
-    longest = _LONGEST_STEP * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
+    longest = _LONGEST_STEP * (
+        jnp.sqrt(jnp.sum(jnp.var(y, axis=0))) if spread is None else jnp.asarray(spread, y.dtype)
+    )
     rounding, tiny = 8 * float(jnp.finfo(y.dtype).eps), float(jnp.finfo(y.dtype).tiny)
     resting = _RESTING * tolerance
 
@@ -125,6 +133,10 @@ def solve_feet(
     first = (jnp.full((), -1, jnp.int32), nowhere, nothing, nothing, radius)
     iterations, (x, values, misfit, _), *_ = jax.lax.while_loop(unfinished, iterate, first)
     return Feet(x, values, _norm(misfit), iterations)
+
+
+def _solved(linear: Callable[[Point], Point], y: Point) -> Point:
+    return jnp.linalg.solve(jax.jacobian(linear)(y), y)
 
 
 def _newton(misfit: Callable[[Point], Point], x: Point) -> Point:
@@ -229,9 +241,7 @@ class HopfLaxPotential(eqx.Module):
         def misfit(x: Point) -> Point:
             return x + t * self.cost.grad_hamiltonian(jax.grad(self.start)(x)) - z
 
-        return jax.lax.custom_root(
-            misfit, guess, _newton, lambda linear, y: jnp.linalg.solve(jax.jacobian(linear)(y), y)
-        )
+        return jax.lax.custom_root(misfit, guess, _newton, _solved)
 
     def dual_terms(
         self, x: Float[Array, "n d"], y: Float[Array, "m d"]
@@ -269,3 +279,96 @@ class HopfLaxPotential(eqx.Module):
             inside,
             z,
         )
+
+
+class Envelope(eqx.Module):
+    """The c-concave envelope of `u(0, ·)`, the greatest potential below it with the same feet, as maps of one point.
+
+    Feet are minimisers, hence cyclically monotone whatever `u` is: no two of the lines that end in them cross.
+    Where the characteristic from `x` ends at a point whose foot is not `x`, no optimal line starts at `x`: the
+    slice is above its envelope there, and only the latter leads on.
+
+    Attributes:
+        start, end: the slices, in pair coordinates where there are some; the one at t = 1 only proposes feet.
+        cost: the cost of a velocity.
+        coordinates: the pair coordinates, or `None`. Otherwise the spread of either side is about `√d`.
+        tolerance: on `|T(S(y)) - y|`, in units of that spread.
+
+    References:
+        Villani 2009, "Optimal Transport: Old and New", definition 5.2, proposition 5.8 and theorem 5.10 (iii).
+        Amos, *On amortizing convex conjugates for optimal transport*, ICLR 2023: a guess, then a solver.
+    """
+
+    start: Potential
+    end: Potential
+    cost: Cost
+    coordinates: PairCoordinates | None
+    tolerance: float = eqx.field(static=True)
+
+    def foot(self, y: Point) -> Point:
+        """`S(y) = argmin_x u(0, x) + c(x, y)` (d,). Differentiable, by the implicit function theorem."""
+        if self.coordinates is None:
+            return self._foot(y)
+        return self.coordinates.decode_source(self._foot(self.coordinates.encode_target(y)))
+
+    def missed(self, x: Point, y: Point) -> Bool[Array, ""]:
+        """Whether the foot of `y`, where the characteristic from `x` ends, is another point."""
+        if self.coordinates is not None:
+            x, y = self.coordinates.encode_source(x), self.coordinates.encode_target(y)
+        apart = self._foot(y) - x
+        return apart @ apart > (_APART * self.tolerance) ** 2 * len(x)
+
+    def head(self, x: Point, y: Point) -> Point:
+        """Where the envelope leads `x`, when its characteristic ends at `y`: the `y` with `x` among its feet.
+
+        There `min_x' [u(0, x') + c(x', y)] - c(x, y)` is greatest. It is searched for along the one ascent from `y`, by
+        bisection: at the top the foot jumps over `x`.
+        """
+        if self.coordinates is None:
+            return self._head(x, y)
+        x, y = self.coordinates.encode_source(x), self.coordinates.encode_target(y)
+        return self.coordinates.decode_target(self._head(x, y))
+
+    def _foot(self, y: Point) -> Point:
+        spread = len(y) ** 0.5
+
+        def solve(misfit: Callable[[Point], Point], guess: Point) -> Point:
+            del misfit  # a minimum is wanted, not any root
+            found = solve_feet(
+                self.start,
+                self.cost,
+                y[None],
+                guess[None],
+                tolerance=self.tolerance * spread,
+                max_iterations=_FOOT_ITERATIONS,
+                spread=spread,
+            )
+            return found.points[0]
+
+        def misfit(x: Point) -> Point:
+            return forward_map(self.start, self.cost, x) - y
+
+        guess = jax.lax.stop_gradient(backward_map(self.end, self.cost, y))
+        return jax.lax.custom_root(misfit, guess, solve, _solved)
+
+    def _head(self, x: Point, y: Point) -> Point:
+        def uphill(y: Point) -> Point:
+            momentum = self.cost.grad_lagrangian
+            return momentum(y - self._foot(y)) - momentum(y - x)
+
+        direction = uphill(y)
+
+        def narrow(_, bracket):
+            low, high, unbounded = bracket
+            middle = jnp.where(unbounded, high, 0.5 * (low + high))
+            rising = uphill(y + middle * direction) @ direction > 0.0
+            higher = jnp.where(unbounded, 4.0 * high, high)
+            return (
+                jnp.where(rising, middle, low),
+                jnp.where(rising, higher, middle),
+                unbounded & rising,
+            )
+
+        first = (jnp.zeros((), x.dtype), jnp.full((), _FIRST_LENGTH, x.dtype), jnp.full((), True))
+        low, *_ = jax.lax.fori_loop(0, _HALVINGS, narrow, first)
+        return y + low * direction

@@ -14,10 +14,11 @@ import numpy as np
 
 from brenier.coordinates import Frame, FramedPotential, PairCoordinates
 from brenier.costs import Cost, price, unframed
+from brenier.costs._base import check_parameter
 from brenier.drifts import Drift
 from brenier.errors import InputError
 from brenier.hamiltonian import velocity
-from brenier.hopf_lax import HopfLaxPotential, OneEnd
+from brenier.hopf_lax import Envelope, HopfLaxPotential, OneEnd
 from brenier.samplers import check_points
 from brenier.typing import ArrayLike, Point, Potential
 
@@ -151,6 +152,25 @@ class CharacteristicTransport(StraightTransport):
     No ODE is solved (NCF, section 3).
     """
 
+    def refined(self, tolerance: float = 1e-4) -> RefinedTransport:
+        """The maps of the c-concave envelope of `u(0, ·)`, solved for: no two lines cross, and each inverts the other.
+
+        The network's own maps are read off its two ends, which agree as far as they were trained to; of a million pairs
+        of lines a few may cross. Some fifty times as slow.
+
+        Args:
+            tolerance: on `|T(S(y)) - y|`, in root mean square distances of the data from their mean.
+
+        Raises:
+            InputError: a tolerance that is not positive.
+
+        Example:
+            >>> refined = solution.transport.refined()  # doctest: +SKIP
+            >>> y, x = refined.forward(x), refined.inverse(y)  # doctest: +SKIP
+        """
+        tolerance = check_parameter(tolerance, "tolerance")
+        return RefinedTransport(self.network, self.frame, self.cost, tolerance)
+
     def potential_at(self, t: float) -> FramedPotential:
         return FramedPotential(self._slice(check_time(t)), self.frame, self.cost)
 
@@ -181,6 +201,52 @@ class CharacteristicTransport(StraightTransport):
         if isinstance(self.network, HopfLaxPotential) and t in (0.0, 1.0):
             return OneEnd(self.network, t == 1.0)
         return self.network
+
+
+class RefinedTransport(CharacteristicTransport):
+    """Maps of the c-concave envelope of `u(0, ·)`: `S(y) = argmin_x u(0, x) + c(x, y)`, and the map that it inverts.
+
+    `S` is solved for from what the slice at t = 1 proposes. `T` is the characteristic `x + ∇H(∇u(0, x))` where `S`
+    leads back to `x`, which is nearly everywhere; elsewhere the end is where the envelope leads, and derivatives there
+    are still those of the characteristic.
+
+    Attributes:
+        tolerance: on `|T(S(y)) - y|`, in root mean square distances of the data from their mean.
+    """
+
+    tolerance: float = eqx.field(static=True)
+
+    @property
+    def envelope(self) -> Envelope:
+        """The envelope, in the frame's coordinates."""
+        network = self.network
+        if isinstance(network, HopfLaxPotential):
+            slices = network.slices.start, network.slices.end
+            return Envelope(*slices, self.cost, network.coordinates, self.tolerance)
+        return Envelope(network, network, self.cost, None, self.tolerance)
+
+    def _line(self, t: float, x: ArrayLike) -> ArrayLike:
+        z, envelope = self.frame.encode(t, x), self.envelope
+        if t == 1.0:
+            if isinstance(x, np.ndarray):
+                z = np.asarray(z)
+                return z - _padded(lambda z: _feet(envelope, z), self.network, z)
+            return z - _feet(envelope, z)
+
+        heads = z + super()._line(t, x)
+        if not isinstance(x, np.ndarray):
+            missed = _missed(envelope, z, heads)
+            return jnp.where(missed[:, None], _heads(envelope, z, heads), heads) - z
+        # Few are missed, and finding where they shall go takes as long as a dozen others: they are gathered.
+        pair = np.concatenate([z, heads], axis=1)
+        missed = np.flatnonzero(
+            _padded(lambda p: _missed(envelope, *_halves(p)), self.network, pair)
+        )
+        if len(missed):
+            heads[missed] = _padded(
+                lambda p: _heads(envelope, *_halves(p)), self.network, pair[missed]
+            )
+        return heads - z
 
 
 class MapTransport(StraightTransport):
@@ -293,6 +359,30 @@ def _moves(
         if t == 0.0:
             return pair.decode_target(jax.vmap(own)(pair.encode_source(z))) - z
         return pair.decode_source(jax.vmap(own)(pair.encode_target(z))) - z
+
+
+@jax.jit
+def _feet(envelope: Envelope, y: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(envelope.foot)(y)
+
+
+@jax.jit
+def _missed(envelope: Envelope, x: jax.Array, y: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(envelope.missed)(x, y)
+
+
+@jax.jit
+def _heads(envelope: Envelope, x: jax.Array, y: jax.Array) -> jax.Array:
+    """No derivatives but those of `y`."""
+    with jax.default_matmul_precision("highest"):
+        return y + jax.lax.stop_gradient(jax.vmap(envelope.head)(x, y) - y)
+
+
+def _halves(pair: jax.Array) -> tuple[jax.Array, jax.Array]:
+    d = pair.shape[1] // 2
+    return pair[:, :d], pair[:, d:]
 
 
 def _padded(evaluate: Callable[[jax.Array], jax.Array], network: Any, z: np.ndarray) -> np.ndarray:

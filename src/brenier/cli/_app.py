@@ -372,6 +372,12 @@ def transport(
             help="Where they are at this time, from 0 (source) to 1 (target).",
         ),
     ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine", help="Solve for the lines, so that none cross; some fifty times as slow."
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -400,12 +406,17 @@ def transport(
 
     keep_compiled()
     solution = brenier.load(map_file)
+    transport = solution.transport
+    if refine:
+        if not isinstance(transport, brenier.CharacteristicTransport):
+            raise InputError("Expected a map of NCF for --refine, found one of another method.")
+        transport = transport.refined()
     count = 0
 
     def moved() -> Any:
         nonlocal count
         for number, block in enumerate(blocks):
-            yield _mover(_with_seed(solution.transport, number), inverse, time)(block)
+            yield _mover(_with_seed(transport, number), inverse, time)(block)
             count += len(block)
 
     if into_cells:
