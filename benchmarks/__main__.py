@@ -43,13 +43,10 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, toys, w2, costs, classes, interpolation, agreement, certificate),
-        defaults,
-        *(obstacles, color, digits, cells, energy, step, throughput, latency, shards, many),
-        *(devices, growth, hosts, fuzz),
-        *(obstacles, bridge, sphere, opinion, hota_ablation, loop),
+        *(gaussian, ablation, w2, toys, costs, classes, interpolation, agreement, certificate),
+        *(defaults, obstacles, bridge, sphere, opinion, hota_ablation, loop),
         *(color, digits, cells, energy, step, throughput, latency, shards, many),
-        *(growth, hosts, fuzz),
+        *(devices, growth, hosts, fuzz),
     )
 }
 

@@ -221,7 +221,7 @@ class NCFTransport(TransportEstimator):
         bootstrap: fit this many times more, all at once, on samples drawn from the given ones with replacement: for
             `standard_error`. Their time comes on top of a time budget.
         refine: whether points are moved along lines that are solved for, so that none cross, some fifty times as slow;
-            see `CharacteristicTransport.refined`. The fit is the same.
+            see `CharacteristicTransport.refined`. The fit is the same; not with labels.
         time_budget: seconds for the whole fit, compilation included.
         random_state: an int reproduces bits on the same machine; `None` draws a new seed.
         callbacks: each called with a `brenier.callbacks.Event` after every chunk of steps.
@@ -294,7 +294,15 @@ class NCFTransport(TransportEstimator):
     @property
     def _transport(self) -> Any:
         transport = super()._transport
-        return transport.refined() if self.refine else transport
+        if not self.refine:
+            return transport
+        if self.solution_.info.get("classes"):
+            # Where classes pass each other, the foot of least action is one of another class.
+            raise InputError(
+                "Expected a fit without labels for refine=True: lines of different classes have to cross. "
+                "Pass refine=False."
+            )
+        return transport.refined()
 
 
 class HOTATransport(TransportEstimator):
