@@ -221,7 +221,7 @@ def fit(
         int,
         typer.Option(
             **_number(int, 1, 10**6, "a whole number of at least 1"),
-            help="Seconds that the others may come later.",
+            help="Seconds from the start of this command in which all have to meet.",
         ),
     ] = 60,
     report: ReportFile = None,

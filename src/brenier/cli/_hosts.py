@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, TextIO
 
 from brenier.errors import InputError, LostProcessError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _WATCHED = (
     "BRENIER_WATCHED_THROUGH"  # in a child's environment: the pipe that its parent holds open
 )
+_STARTED = "BRENIER_STARTED_AT"  # in a child's environment: seconds since the epoch
 _HEARTBEAT = 30  # seconds of silence after which a process counts as lost
 _FAREWELL = 60  # seconds that a process which has finished waits for the others
 
@@ -85,7 +87,7 @@ def watch() -> int:
     alive, held = os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-c", "from brenier.cli import main; main()", *sys.argv[1:]],
-        env=os.environ | {_WATCHED: str(alive)},
+        env=os.environ | {_WATCHED: str(alive), _STARTED: str(time.time())},
         pass_fds=[alive],
         start_new_session=True,  # signals reach it through here, once
     )
@@ -106,7 +108,11 @@ def watch() -> int:
 
 
 def join(place: Place | None, patience: int) -> Hosts:
-    """Meets the other processes, which may come so many seconds later; of a fit without a place there are none."""
+    """Meets the other processes, of which a fit without a place has none.
+
+    The seconds of patience count from the start of the command, its imports included: a process that is killed before
+    it has come is then missed as soon as one that is killed later.
+    """
     from brenier.hosts import Hosts
 
     if place is None:
@@ -117,6 +123,7 @@ def join(place: Place | None, patience: int) -> Hosts:
 
     import jax
 
+    waited = time.time() - float(os.environ[_STARTED])
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # A process that is asked to end shall end, and the others with it: the checkpoint has the work.
     jax.config.update("jax_enable_preemption_service", False)
@@ -126,7 +133,7 @@ def join(place: Place | None, patience: int) -> Hosts:
             place.processes,
             place.rank,
             cluster_detection_method="deactivate",
-            initialization_timeout=patience,
+            initialization_timeout=max(1, round(patience - waited)),
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_FAREWELL,
         )
