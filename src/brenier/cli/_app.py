@@ -223,7 +223,7 @@ def fit(
             **_number(int, 1, 10**6, "a whole number of at least 1"),
             help="Seconds from the start of this command in which all have to meet.",
         ),
-    ] = 60,
+    ] = 45,
     report: ReportFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
