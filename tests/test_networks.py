@@ -36,3 +36,29 @@ def test_weights_have_the_scale_of_their_layer():
     # No two of them come from one draw.
     firsts = [weight.ravel()[0].item() for weight in jax.tree.leaves(dense)]
     assert len(set(firsts)) == len(firsts)
+
+
+@pytest.mark.parametrize("kind", ["film", "dense"])
+def test_a_radial_network_reaches_directions_beyond_its_features(kind):
+    dim, t, key = 30, jax.numpy.asarray(0.3), jax.random.key(0)
+    x = jax.random.normal(jax.random.key(1), (dim,))
+
+    def built(radial):
+        if kind == "film":
+            return networks.FiLM(dim, (6,), features=4, radial=radial, key=key)
+        return networks.DenseQuadratic(dim, (2, 3), radial=radial, key=key)
+
+    def seen(u):
+        """The weights of the coordinates, and of the radius last where there is one."""
+        if kind == "film":
+            return (u.lift,)
+        return (*(w[1:] for w in u.squared), *(w[1:] for w in u.linear))
+
+    plain, radial = built(False), built(True)
+    blind = np.linalg.svd(np.concatenate(seen(plain), axis=1).T)[2][-1]
+    np.testing.assert_allclose(plain(t, x + blind), plain(t, x), rtol=1e-12)
+
+    alone = jax.tree.map(lambda w: w.at[-dim - 1 : -1].set(0.0) if len(w) > dim else w, radial)
+    slope = jax.grad(alone, argnums=1)(t, x)
+    assert np.linalg.norm(slope) > 1e-3
+    np.testing.assert_allclose(slope, x * (slope @ x) / (x @ x), atol=1e-12)

@@ -48,7 +48,7 @@ from brenier.hamiltonian import laplacian
 from brenier.methods._base import adam, averaged, built, cast, decay, with_base
 from brenier.methods._muon import muon
 from brenier.networks import Comoving, DenseQuadratic, with_zero_head
-from brenier.networks._comoving import frames
+from brenier.networks._comoving import MATRICES, frames
 from brenier.paths import (
     FIRST_DAMPING,
     action,
@@ -130,7 +130,8 @@ class PathState(eqx.Module):
 def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
     x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
-    end = built(DenseQuadratic, problem.dim, _END_WIDTHS, direct=True, key=key)
+    options = {"direct": True, "radial": problem.dim > MATRICES, "key": key}
+    end = built(DenseQuadratic, problem.dim, _END_WIDTHS, **options)
     # On straight ways two frames are enough, and nothing is jagged in time that would show in `∂t u`.
     nodes = method.rollout_steps + 1
     paths, of_target, cloud = _straight(x, y, nodes, 2 if problem.state_cost is None else nodes)
@@ -279,13 +280,16 @@ def step(
     else:
         noise = jnp.linspace(1.0, 0.0, len(paths), dtype=x.dtype)[:, None] * risk[None]
 
+    # Squares of values grow as d², those of slopes as d.
+    share = min(1.0, MATRICES / problem.dim)
+
     def regression(network: Any, lessons: _Lessons) -> jax.Array:
         u = jax.vmap(jax.value_and_grad(with_base(state.base, network), argnums=(0, 1)))
         values, (rates, slopes) = u(lessons.times, lessons.places)
         off = jnp.sum((slopes - lessons.momenta) ** 2, axis=1)
-        off += _VALUE_WEIGHT * (values - lessons.values) ** 2
+        off += share * _VALUE_WEIGHT * (values - lessons.values) ** 2
         if problem.state_cost is None:
-            off += _RATE_WEIGHT * (rates - lessons.rates) ** 2
+            off += share * _RATE_WEIGHT * (rates - lessons.rates) ** 2
         return jnp.mean(off)
 
     def fitted(k: jax.Array, now: tuple[Any, optax.OptState, jax.Array]) -> Any:

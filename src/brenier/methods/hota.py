@@ -33,6 +33,7 @@ from brenier.methods._base import (
     with_base,
 )
 from brenier.networks import MLP, FiLM, with_zero_head
+from brenier.networks._comoving import MATRICES
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
 from brenier.typing import Key, Points
@@ -298,6 +299,8 @@ class HOTA(PresetMethod[Any]):
             options["features"] = _PUBLISHED_FEATURES
         elif problem.state_cost is None:
             options["frequencies"] = _FREQUENCIES_WITHOUT_WALLS
+        if self.objective == "paths":
+            options["radial"] = dim > MATRICES
         return built(FiLM, dim, self.widths, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:

@@ -7,9 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from brenier.typing import Point, Potential, Scalar
 
-_MATRICES = (
-    16  # dimension up to which the coordinates are those of the covariance; beyond, a number
-)
+MATRICES = 16
+"""Dimension up to which the coordinates are those of the covariance; beyond, a number scales them."""
 _FLATTEST = 0.05  # deviation of a coordinate, in units of that of all
 
 
@@ -75,7 +74,7 @@ def frames(
     away = x - centers[:, None]
     variances = jnp.einsum("kn,knd->k", shares, away**2) / x.shape[-1] + least**2
     scales = jnp.sqrt(variances)
-    if x.shape[-1] > _MATRICES:
+    if x.shape[-1] > MATRICES:
         return centers, scales, (1.0 / scales)[:, None, None]
     covariances = jnp.einsum("kn,kni,knj->kij", shares, away, away)
     values, vectors = jnp.linalg.eigh(covariances)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
 from brenier.networks._normals import normals
+from brenier.networks._radial import with_radius
 from brenier.typing import Key, Point, Scalar
 
 
@@ -22,6 +23,8 @@ class DenseQuadratic(eqx.Module):
         h_1 = Q_1(z),    h_l = σ(W_l h_{l-1} + Q_l(z)),    u(t, x) = w · h_L.
 
     The first layer has no activation: quadratic potentials, hence affine maps, are represented exactly.
+
+    With `radial` it is a network of `x` and of `(|x|² - d) / (2 √d)`.
 
     Args:
         widths: three in the papers, `(max(2d, 64), max(2d, 64), max(d, 32))` by default.
@@ -51,11 +54,12 @@ class DenseQuadratic(eqx.Module):
         activation: str = "celu",
         init_scale: float = 0.1,
         direct: bool = False,
+        radial: bool = False,
         key: Key,
     ):
         if widths is None:
             widths = (max(2 * dim, 64), max(2 * dim, 64), max(dim, 32))
-        of_input = [(dim + 1, width) for width in widths]
+        of_input = [(dim + radial + 1, width) for width in widths]
         biases, hidden = [(width,) for width in widths], list(pairwise(widths))
         groups: list[list[tuple[int, ...]]] = [of_input, of_input, biases, hidden, [(widths[-1],)]]
         places = [(i, j) for i, shapes in enumerate(groups) for j in range(len(shapes))]
@@ -71,6 +75,8 @@ class DenseQuadratic(eqx.Module):
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
         act = activation(self.activation)
+        if len(self.squared[0]) > len(x) + 1:  # radial
+            x = with_radius(x)
         z = jnp.concatenate([t[None], x])
         skips = [
             (z @ squared) ** 2 + z @ linear + bias

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from brenier.networks._activations import activation
 from brenier.networks._normals import normals
+from brenier.networks._radial import with_radius
 from brenier.typing import Key, Point, Scalar
 
 
@@ -21,13 +22,15 @@ class FiLM(eqx.Module):
     leaky ReLU: piecewise linear in `x`, so its Laplacian is zero everywhere it exists. High frequencies follow walls;
     without any they make `∂t u` oscillate, most of all at t = 0 and 1.
 
+    With `radial` it is a network of `x` and of `(|x|² - d) / (2 √d)`.
+
     Example:
         >>> u = FiLM(2, key=jax.random.key(0))
         >>> u(jnp.asarray(0.5), jnp.ones(2)).shape
         ()
     """
 
-    lift: Float[Array, "d features"]
+    lift: Float[Array, "d_in features"]
     shift: Float[Array, "features"]
     time_scale: Float[Array, "twice_frequencies features"]
     time_shift: Float[Array, "twice_frequencies features"]
@@ -44,11 +47,12 @@ class FiLM(eqx.Module):
         *,
         features: int = 64,
         frequencies: int = 19,
+        radial: bool = False,
         activation: str = "silu",
         key: Key,
     ):
         sizes, of_time = [features, *widths], (2 * frequencies, features)
-        shapes = [(dim, features), of_time, of_time, (sizes[-1],), *pairwise(sizes)]
+        shapes = [(dim + radial, features), of_time, of_time, (sizes[-1],), *pairwise(sizes)]
         drawn = normals(jax.random.split(key, len(shapes)), shapes)
         scaled = (w / len(w) ** 0.5 for w in drawn)
         self.lift, self.time_scale, self.time_shift, self.head, *weights = scaled
@@ -60,6 +64,8 @@ class FiLM(eqx.Module):
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
         act = activation(self.activation)
+        if len(self.lift) > len(x):  # radial
+            x = with_radius(x)
         k = jnp.arange(1, len(self.time_scale) // 2 + 1, dtype=x.dtype)
         features = jnp.concatenate([jnp.sin(k * t), jnp.cos(k * t)]) / jnp.tile(k, 2)
         scale = features @ self.time_scale + self.scale_bias
