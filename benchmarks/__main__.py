@@ -69,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run: small, nothing is kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument(
+        "--only", default="", metavar="WORDS", help="cases whose name has them, as in dual-dim2"
+    )
     parser.add_argument("--pairs", action="store_true", help="toys: also every toy to every other")
     parser.add_argument("--cases", type=int, help="fuzz: damaged files of each kind, 10 000")
     parser.add_argument(

@@ -51,7 +51,8 @@ class Options:
     cases: int | None = None
 
     def wants(self, case: Mapping[str, Any]) -> bool:
-        return self.only in slug(case)
+        # Whole words: dim10 is not dim100.
+        return not self.only or f"-{self.only}-" in f"-{slug(case)}-"
 
 
 def slug(case: Mapping[str, Any]) -> str:

@@ -1,20 +1,25 @@
 """A society that polarises by itself, and is to be led to where opinions do not agree on sides.
 
-Opinions are points in 1000 dimensions. Left alone they move by a drift along random issues `ξ_t` that wander over the
-sphere: who is on one side of the issue is pushed along the mean of the own side's opinions, and away from the others',
+Opinions are points in 20 or 1000 dimensions. Left alone they move by a drift along random issues `ξ_t` that wander
+over the sphere: who is on one side of the issue is pushed along the mean of the own side's opinions, and away from the
+others',
 
     f(t, x) = 6 k(t) sign(x·ξ_t) B(t),     B = b / √|b|,     b = E_y[sign(y·ξ_t) y / √|y|],
 
 where `y` is the population left alone, from `N(0, diag(4, ¼, …, ¼))` with noise ½. The task is to end as `N(0, 4 I)`,
 under the same drift, at the least `E ∫ ½|v|² dt`. (The published task has a price of crowding on top, of which HOTA's
-weight is not known.) A population is polarised as far as the cosines between its opinions, centred, are far from 0:
-the mean of their squares is `1/d` where directions are independent and 1 where all are on one line.
+weight is not known.) The fit starts from the Gaussian bridge, which knows nothing of the drift.
+
+A population is polarised as far as the cosines between its opinions, centred, are far from 0: the mean of their squares
+is `1/d` where directions are independent and 1 where all are on one line. At the published constants the issues turn
+too fast in the published 1000 dimensions for anyone to be polarised; in 20 all are.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,13 +35,12 @@ from benchmarks.harness import (
     load,
     markdown,
     median_and_worst,
-    number,
     select,
     values,
 )
 from brenier.flow import simulate
 
-DIM, QUICK_DIM = 1000, 20
+STEPS_OF_FIT = {20: 1500, 1000: 300}
 NOISE, STRENGTH, STEPS = 0.5, 6.0, 500
 SAMPLES, JUDGED = 10_000, 500
 _SEED = 4078213  # of the published issues
@@ -89,11 +93,11 @@ def alignment(opinions: np.ndarray) -> float:
 
 
 def run(options: Options) -> None:
-    dim = QUICK_DIM if options.quick else DIM
-    drift = polarising(dim)
-    for seed in options.seeds:
+    for dim in [20] if options.quick else STEPS_OF_FIT:
         if options.wants({"dim": dim}):
-            _run(options, dim, drift, seed)
+            drift = polarising(dim)
+            for seed in options.seeds:
+                _run(options, dim, drift, seed)
 
 
 def _run(options: Options, dim: int, drift: Polarising, seed: int) -> None:
@@ -101,12 +105,12 @@ def _run(options: Options, dim: int, drift: Polarising, seed: int) -> None:
     n = 1000 if options.quick else SAMPLES
     x, y = (p.astype(np.float32) for p in (source(dim, n, rng), 2.0 * rng.normal(size=(n, dim))))
     posed = brenier.TransportProblem(x, y, noise=NOISE, drift=drift)
-    method = brenier.HOTA(pool=512, improved=64)
+    method = brenier.HOTA(pool=512, improved=64, gaussian_start=True)
     solution = brenier.fit(
         posed,
         method,
         key=jax.random.key(seed),
-        steps=4 if options.quick else None,
+        steps=4 if options.quick else STEPS_OF_FIT[dim],
         validation=0.0,
         throw=False,
     )
@@ -116,7 +120,7 @@ def _run(options: Options, dim: int, drift: Polarising, seed: int) -> None:
         for u in (solution.potential, _no_control)
     )
     target = 2.0 * rng.normal(size=(JUDGED, dim))
-    ends = np.asarray(led.points[-1], np.float64)
+    ends, left = (np.asarray(paths.points[-1], np.float64) for paths in (led, alone))
     keep(
         options,
         "opinion",
@@ -125,11 +129,13 @@ def _run(options: Options, dim: int, drift: Polarising, seed: int) -> None:
         scores={
             "kinetic": float(led.kinetic.mean()),
             "alignment": alignment(ends),
-            "alignment_alone": alignment(np.asarray(alone.points[-1], np.float64)),
+            "alignment_alone": alignment(left),
             "alignment_source": alignment(np.asarray(fresh, np.float64)),
             "alignment_target": alignment(target),
             "deviation": float(ends.std(axis=0).mean()),
             "first_deviation": float(ends[:, 0].std()),
+            "deviation_alone": float(left.std(axis=0).mean()),
+            "first_deviation_alone": float(left[:, 0].std()),
         },
         seconds=solution.info["timings"],
         steps=solution.info["steps"],
@@ -143,21 +149,28 @@ def _no_control(t: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def table(results: Path) -> str | None:
-    records = select(load("opinion", results), dim=DIM)
+    records = load("opinion", results)
     if not records:
         return None
-    header = [f"mean squared cosine between opinions, d = {DIM}", "", "∫ ½|v|², mean"]
-    header += ["deviation of a coordinate (target: 2)", "seconds"]
-    rows = [
-        ["before", median_and_worst(values(records, "alignment_source")), "–", "–", "–"],
-        ["left alone", median_and_worst(values(records, "alignment_alone")), "0", "–", "–"],
-        [
-            f"led ({', '.join(sorted({r['status'] for r in records}))})",
-            median_and_worst(values(records, "alignment")),
-            median_and_worst(values(records, "kinetic"), digits=4),
-            median_and_worst(values(records, "deviation")),
-            f"{np.median(values(records, 'total', 'seconds')):.0f}",
-        ],
-        ["target", number(values(records, "alignment_target")[0]), "–", "–", "–"],
-    ]
+    header = ["d", "opinions", "mean squared cosine between two"]
+    header += ["deviation of a coordinate, mean", "of the first", "∫ ½|v|², mean", "seconds"]
+    rows = []
+    for dim in STEPS_OF_FIT:
+        found = select(records, dim=dim)
+        if not found:
+            continue
+
+        def middle(*scores: str, found: Any = found) -> list[str]:
+            return [median_and_worst(values(found, score)) for score in scores]
+
+        alone = middle("alignment_alone", "deviation_alone", "first_deviation_alone")
+        led = middle("alignment", "deviation", "first_deviation")
+        seconds = f"{np.median(values(found, 'total', 'seconds')):.0f}"
+        kinetic = median_and_worst(values(found, "kinetic"), digits=4)
+        rows += [
+            [str(dim), "before", *middle("alignment_source"), "–", "–", "–", "–"],
+            [str(dim), "left alone", *alone, "0", "–"],
+            [str(dim), "led", *led, kinetic, seconds],
+            [str(dim), "target", *middle("alignment_target"), "2", "2", "–", "–"],
+        ]
     return f"{markdown(header, rows)}\n\n{conditions(records)}"

@@ -698,10 +698,6 @@ FOLLOW = ("trajectories", "MAP", "x.npy", "--out", "p.npz")
             "straight lines; add --method hota or leave --state-cost out.",
         ),
         ((*FIT, "--method", "hjpinn", "--noise", "0.1"), "hota with --noise, found hjpinn"),
-        (
-            (*HOTA, "--gaussian-start"),
-            "--gaussian-start with --method ncf, hjpinn or diotm, found hota",
-        ),
         ((*HOTA, *WALLS), "Expected --extent X_MIN X_MAX Y_MIN Y_MAX with --state-cost"),
         ((*HOTA, *EXTENT), "Expected --state-cost with --extent, found none"),
         ((*FIT, "--wall-height", 3), "Expected --state-cost with --wall-height, found none"),

@@ -4,6 +4,7 @@ The oracle is not symmetric in its two sides and its means differ, so a flipped 
 time anywhere in the operators breaks at least one of these tests.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,20 +102,45 @@ def test_velocity_moves_forward_in_time(gaussian):
     np.testing.assert_allclose((later - place) / dt, v, rtol=1e-4, atol=1e-6)
 
 
+@eqx.filter_jit
+def expectation(u, t, mean, covariance):  # exact: u is quadratic
+    return u(t, mean) + 0.5 * jnp.trace(jax.hessian(u, argnums=1)(t, mean) @ covariance)
+
+
 def test_dual_value_is_the_optimal_cost(gaussian):
     u, (m0, S0, m1, S1), _ = gaussian
-
-    @jax.jit
-    def expectation(t, mean, covariance):  # exact: u is quadratic
-        return u(t, mean) + 0.5 * jnp.trace(jax.hessian(u, argnums=1)(t, mean) @ covariance)
-
-    dual = expectation(1.0, m1, S1) - expectation(0.0, m0, S0)
+    dual = expectation(u, jnp.ones(()), m1, S1) - expectation(u, jnp.zeros(()), m0, S0)
     np.testing.assert_allclose(dual, gaussian_cost(m0, S0, m1, S1), rtol=1e-10)
     A = u.matrix
     static = 0.5 * (
         np.sum((m1 - m0) ** 2) + np.trace((A - np.eye(len(A))) @ S0 @ (A - np.eye(len(A))))
     )
     np.testing.assert_allclose(dual, static, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize("noise", [0.3, 2.0])
+def test_with_noise_it_is_the_bridge(dim, noise):
+    m0, S0, m1, S1 = random_moments(dim, dim)
+    u = GaussianPotential.from_moments(m0, S0, m1, S1, noise=noise)
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(20, dim)) * 2.0)
+    r = over_times_and_points(lambda t, x: pde_residual(u, COST, t, x, noise=noise), points)
+    np.testing.assert_allclose(r, 0.0, atol=1e-9)
+    assert (
+        np.abs(over_times_and_points(lambda t, x: pde_residual(u, COST, t, x), points)).max() > 0.01
+    )
+
+    # dS/dt = M S + S M + σ² I, by many small steps
+    S, steps = S0, 20_000
+    curvature = jax.jit(jax.hessian(u, argnums=1))
+    times = (np.arange(steps) + 0.5) / steps
+    for M in np.asarray(jax.vmap(curvature, (0, None))(jnp.asarray(times), jnp.asarray(m0))):
+        middle = S + (M @ S + S @ M + noise**2 * np.eye(dim)) / (2 * steps)
+        S = S + (M @ middle + middle @ M + noise**2 * np.eye(dim)) / steps
+    np.testing.assert_allclose(S, S1, rtol=1e-5, atol=1e-5)
+
+    dual = expectation(u, jnp.ones(()), m1, S1) - expectation(u, jnp.zeros(()), m0, S0)
+    np.testing.assert_allclose(dual, gaussian_cost(m0, S0, m1, S1, noise=noise), rtol=1e-9)
 
 
 @pytest.mark.parametrize("operator", ["forward", "backward", "pde"])

@@ -257,6 +257,18 @@ class TestTraining:
         assert not solution.transport.invertible
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.8])
+def test_gaussian_start_begins_at_the_bridge(noise):
+    options = {"gaussian_start": True, "learning_rate": 1e-12}
+    solution = solve(brenier.TransportProblem(X, Y, noise=noise), 1, **options)
+    bridge = GaussianPotential.from_samples(X, Y, noise=noise)
+    t, x = jnp.asarray(0.4), jnp.asarray(X[:20], jnp.float32)
+    slopes = [
+        jax.vmap(jax.grad(u, argnums=1), (None, 0))(t, x) for u in (solution.potential, bridge)
+    ]
+    np.testing.assert_allclose(*slopes, atol=2e-5)
+
+
 def test_starts_are_weighted_to_the_moments_of_the_source():
     x = jnp.asarray(X[:80])  # off by the noise of so few
     for count in (2, 5):

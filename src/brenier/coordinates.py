@@ -20,7 +20,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from sklearn.covariance import ledoit_wolf
 
 from brenier.costs import Cost, Quadratic, price
 from brenier.gaussian import GaussianPotential
@@ -30,7 +29,6 @@ _STRETCH = (
     1e-6,
     1e6,
 )  # of the linear map: degenerate samples would make the roots useless in float32
-_MANY = 10  # samples a dimension from which a covariance is as good as it can be made
 
 
 class Frame(eqx.Module):
@@ -153,21 +151,9 @@ class PairCoordinates(eqx.Module):
 
     @classmethod
     def from_samples(cls, x: np.ndarray, y: np.ndarray) -> PairCoordinates:
-        """From centred samples (n, d) and (m, d).
-
-        Covariances of few samples are shrunk towards multiples of the identity: they would stretch directions that
-        the samples hardly know.
-
-        Reference:
-            Ledoit and Wolf, *A well-conditioned estimator for large-dimensional covariance matrices*, J. Multivariate
-            Anal. 88 (2004).
-        """
+        """From centred samples (n, d) and (m, d)."""
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        if min(len(x), len(y)) >= _MANY * x.shape[1]:
-            linear = GaussianPotential.from_samples(x, y)
-        else:
-            (S0, _), (S1, _) = (ledoit_wolf(side) for side in (x, y))
-            linear = GaussianPotential.from_moments(x.mean(0), S0, y.mean(0), S1, ridge=1e-6)
+        linear = GaussianPotential.from_samples(x, y)
         vectors = np.asarray(linear.eigenvectors)
         stretch = np.sqrt(np.clip(np.asarray(linear.stretch), *_STRETCH))
         root, inverse_root = (vectors * stretch) @ vectors.T, (vectors / stretch) @ vectors.T

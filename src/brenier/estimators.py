@@ -322,6 +322,7 @@ class HOTATransport(TransportEstimator):
         network: "film", "mlp" or an equinox module `u(t, x)`.
         control_weight: of the Hamilton–Jacobi equation against the match at the end.
         acceleration_weight: of the penalty on turning.
+        gaussian_start: start from the Schrödinger bridge between Gaussians with the samples' moments.
         search: whether ways around an obstacle in the plane are looked for on a grid first: for mazes and floor plans.
         validation: share of the samples held out for scores.
         time_budget: seconds for the whole fit, compilation included.
@@ -354,6 +355,7 @@ class HOTATransport(TransportEstimator):
         network: str | eqx.Module | None = None,
         control_weight: float | None = None,
         acceleration_weight: float = 0.0,
+        gaussian_start: bool = False,
         search: bool = False,
         validation: float = 0.1,
         time_budget: float | None = None,
@@ -370,6 +372,7 @@ class HOTATransport(TransportEstimator):
         self.network = network
         self.control_weight = control_weight
         self.acceleration_weight = acceleration_weight
+        self.gaussian_start = gaussian_start
         self.search = search
         self.validation = validation
         self.time_budget = time_budget

@@ -6,6 +6,11 @@ curvature `M_t` solves the Riccati equation `M' = -M²`. With `A = V diag(λ) V�
 
     M_t = V diag((λ - 1) / (1 + t (λ - 1))) Vᵀ,      m_t = (1 - t) m0 + t m1,      q = m1 - m0,
     u(t, x) = ½ (x - m_t)ᵀ M_t (x - m_t) + q·(x - m_t) + ½ t |q|².
+
+With noise `σ` the potential of the Schrödinger bridge is of the same form: `M' = -M²` still, for the Laplacian of a
+quadratic changes only its constant, by `-½ σ² log det(I + t (A - I))`. Noise on the way widens the end, and
+
+    A S0 A + σ² A = S1,      A = S0^{-1/2} ((S0^{1/2} S1 S0^{1/2} + ¼ σ⁴ I)^{1/2} - ½ σ² I) S0^{-1/2}.
 """
 
 from __future__ import annotations
@@ -14,21 +19,25 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from sklearn.covariance import ledoit_wolf
 
 from brenier.errors import InputError
 from brenier.typing import ArrayLike, Point, Scalar
 
+_MANY = 10  # samples a dimension from which a covariance is as good as it can be made
+
 
 class GaussianPotential(eqx.Module):
-    """`u(t, x)` of optimal transport between two Gaussians, for the cost ½|x - y|².
+    """`u(t, x)` of optimal transport between two Gaussians, for the cost ½|x - y|²; with noise, of their bridge.
 
     Build one with `from_moments` or `from_samples`. The dual value is the optimal cost:
-    `E u(1, y) - E u(0, x) = W₂²/2`.
+    `E u(1, y) - E u(0, x) = W₂²/2`, or that of the Schrödinger bridge (`gaussian_cost`).
 
     Attributes:
         source_mean, target_mean: `m0`, `m1`, shape (d,).
         eigenvectors: `V`, shape (d, d), orthogonal.
         stretch: `λ > 0`, shape (d,): the eigenvalues of the map's matrix `A`.
+        noise: `σ` of the bridge. Its map is that of the motion without noise.
 
     Example:
         >>> u = GaussianPotential.from_moments(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
@@ -40,14 +49,23 @@ class GaussianPotential(eqx.Module):
     target_mean: Float[Array, "d"] | Float[np.ndarray, "d"]
     eigenvectors: Float[Array, "d d"] | Float[np.ndarray, "d d"]
     stretch: Float[Array, "d"] | Float[np.ndarray, "d"]
+    noise: float = eqx.field(default=0.0, static=True)
 
     @classmethod
     def from_moments(
-        cls, m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, *, ridge: float = 0.0
+        cls,
+        m0: ArrayLike,
+        S0: ArrayLike,
+        m1: ArrayLike,
+        S1: ArrayLike,
+        *,
+        noise: float = 0.0,
+        ridge: float = 0.0,
     ) -> GaussianPotential:
         """From means (d,) and covariances (d, d), computed in float64 on the host.
 
         Args:
+            noise: `σ` of the Schrödinger bridge.
             ridge: added to both diagonals, relative to the mean variance of both sides; makes degenerate
                 covariances usable.
 
@@ -60,19 +78,30 @@ class GaussianPotential(eqx.Module):
         shift = ridge * 0.5 * (np.trace(S0) + np.trace(S1)) / len(m0) * eye
         S0, S1 = S0 + shift, S1 + shift
         root, inverse_root = _square_roots(np.asarray(S0))
-        middle, _ = _square_roots(np.asarray(root @ S1 @ root))
+        half = 0.5 * noise**2
+        middle, _ = _square_roots(np.asarray(root @ S1 @ root) + half**2 * np.eye(len(m0)))
         A = inverse_root @ middle @ inverse_root
+        if noise:
+            A = A - half * inverse_root @ inverse_root
         stretch, eigenvectors = np.linalg.eigh(0.5 * (A + A.T))
-        return cls(m0, m1, eigenvectors, stretch)
+        return cls(m0, m1, eigenvectors, stretch, float(noise))
 
     @classmethod
-    def from_samples(cls, x: ArrayLike, y: ArrayLike, *, ridge: float = 1e-6) -> GaussianPotential:
-        """From samples (n, d) and (m, d): the linear optimal map between their moments.
+    def from_samples(
+        cls, x: ArrayLike, y: ArrayLike, *, noise: float = 0.0, ridge: float = 1e-6
+    ) -> GaussianPotential:
+        """From samples (n, d) and (m, d): the linear optimal map between their moments, or the bridge.
 
-        With at most d samples a covariance is singular; the ridge keeps the map finite.
+        Covariances of few samples are shrunk towards multiples of the identity: they would stretch directions that
+        the samples hardly know. The ridge keeps the map finite where they are still singular.
+
+        References:
+            Ledoit and Wolf, *A well-conditioned estimator for large-dimensional covariance matrices*, J. Multivariate
+            Anal. 88 (2004).
         """
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return cls.from_moments(x.mean(0), _covariance(x), y.mean(0), _covariance(y), ridge=ridge)
+        m0, m1 = x.mean(0), y.mean(0)
+        return cls.from_moments(m0, _covariance(x), m1, _covariance(y), noise=noise, ridge=ridge)
 
     def __call__(self, t: Scalar, x: Point) -> Scalar:
         m0, m1, V, stretch = (
@@ -83,7 +112,10 @@ class GaussianPotential(eqx.Module):
         centred = x - (m0 + t * q)
         growth = stretch - 1.0
         curvature = growth / (1.0 + t * growth)
-        return 0.5 * (curvature @ (centred @ V) ** 2) + q @ centred + 0.5 * t * (q @ q)
+        u = 0.5 * (curvature @ (centred @ V) ** 2) + q @ centred + 0.5 * t * (q @ q)
+        if self.noise:
+            u = u - 0.5 * self.noise**2 * jnp.sum(jnp.log1p(t * growth))
+        return u
 
     @property
     def matrix(self) -> np.ndarray:
@@ -135,6 +167,8 @@ def gaussian_cost(
 
 
 def _covariance(x: np.ndarray) -> np.ndarray:
+    if 1 < len(x) < _MANY * x.shape[1]:
+        return ledoit_wolf(x)[0]
     centred = x - x.mean(0)
     return centred.T @ centred / max(len(x) - 1, 1)
 

@@ -269,7 +269,7 @@ def fit(
     from brenier.progress import FitProgress
     from brenier.solution import Metadata
 
-    check_options(method.value, state_cost=state_cost, noise=noise, gaussian_start=gaussian_start)
+    check_options(method.value, state_cost=state_cost, noise=noise)
     keep_compiled()
 
     def read_problem() -> tuple[Any, Any]:
@@ -285,16 +285,13 @@ def fit(
         return problem.replace(state_cost=walls), walls
 
     problem, walls = hosts.together(read_problem)
-    recipe: Any
-    if method is Method.hota:
-        recipe = brenier.HOTA(preset=preset.value)
-    else:
-        families = {
-            Method.ncf: brenier.NCF,
-            Method.hjpinn: brenier.HJPINN,
-            Method.diotm: brenier.DIOTM,
-        }
-        recipe = families[method](preset=preset.value, gaussian_start=gaussian_start)
+    families: dict[Method, Any] = {
+        Method.ncf: brenier.NCF,
+        Method.hjpinn: brenier.HJPINN,
+        Method.diotm: brenier.DIOTM,
+        Method.hota: brenier.HOTA,
+    }
+    recipe = families[method](preset=preset.value, gaussian_start=gaussian_start)
     title = (
         f"{method.value}, dimension {problem.dim}, "
         f"{problem.source.size} and {problem.target.size} points"

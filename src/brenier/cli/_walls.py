@@ -95,16 +95,9 @@ def check_plane(walls: OccupancyGrid | None, dim: int) -> None:
         )
 
 
-def check_options(
-    method: str, *, state_cost: Path | None, noise: float, gaussian_start: bool
-) -> None:
+def check_options(method: str, *, state_cost: Path | None, noise: float) -> None:
     """`InputError` for an option that `method` cannot use."""
     if method == "hota":
-        if gaussian_start:
-            raise InputError(
-                "Expected --gaussian-start with --method ncf, hjpinn or diotm, found hota, which does not "
-                "start from a linear map; leave it out."
-            )
         return
     for option, given in (("--state-cost", state_cost is not None), ("--noise", noise > 0.0)):
         if given:

@@ -186,6 +186,8 @@ class HOTA(PresetMethod[Any]):
             and their ends are drawn to the target.
         margin: distance, in units of the data's spread, at which obstacles are felt already; of paths, the last blur.
         mean_shift: whether a closed-form translation by the difference of means is part of `u`.
+        gaussian_start: start, in its place, from the closed-form potential between Gaussians with the samples'
+            moments, which knows of the noise and of nothing in the way.
         scale_inputs: centre and scale the data by one common scalar.
         probes: random vectors of the trace estimate above d = 10.
         steps: planned optimiser steps.
@@ -232,6 +234,7 @@ class HOTA(PresetMethod[Any]):
     annealing: float = FROM_PRESET
     margin: float = FROM_PRESET
     mean_shift: bool = FROM_PRESET
+    gaussian_start: bool = False
     probes: int = 4
 
     @property
@@ -253,6 +256,8 @@ class HOTA(PresetMethod[Any]):
             raise UnsupportedProblemError(
                 'objective="paths" needs the quadratic cost; pass objective="residual".'
             )
+        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
+            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -260,9 +265,12 @@ class HOTA(PresetMethod[Any]):
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
         base = None
         network = self._network(problem, key)
-        if self.mean_shift:
-            network = with_zero_head(network)
-            base = cast(_translation(x.mean(0), y.mean(0)), problem.dtype)
+        if self.gaussian_start:
+            base = GaussianPotential.from_samples(x, y, noise=problem.noise)
+        elif self.mean_shift:
+            base = _translation(x.mean(0), y.mean(0))
+        if base is not None:
+            network, base = with_zero_head(network), cast(base, problem.dtype)
         network = cast(network, problem.dtype)
         if self.objective == "paths":
             return _paths.init(self, problem, network, base, key)
