@@ -167,10 +167,11 @@ def table(results: Path) -> str | None:
         led = middle("alignment", "deviation", "first_deviation")
         seconds = f"{np.median(values(found, 'total', 'seconds')):.0f}"
         kinetic = median_and_worst(values(found, "kinetic"), digits=4)
+        ended = ", ".join(sorted({record["status"] for record in found}))
         rows += [
             [str(dim), "before", *middle("alignment_source"), "–", "–", "–", "–"],
             [str(dim), "left alone", *alone, "0", "–"],
-            [str(dim), "led", *led, kinetic, seconds],
+            [str(dim), f"led ({ended})", *led, kinetic, seconds],
             [str(dim), "target", *middle("alignment_target"), "2", "2", "–", "–"],
         ]
     return f"{markdown(header, rows)}\n\n{conditions(records)}"

@@ -269,6 +269,12 @@ def test_gaussian_start_begins_at_the_bridge(noise):
     np.testing.assert_allclose(*slopes, atol=2e-5)
 
 
+def test_a_gaussian_start_needs_the_quadratic_cost():
+    problem = brenier.TransportProblem(X, Y, cost=brenier.costs.Power(3.0))
+    with pytest.raises(UnsupportedProblemError, match="gaussian_start=True needs the quadratic"):
+        solve(problem, 1, gaussian_start=True)
+
+
 def test_starts_are_weighted_to_the_moments_of_the_source():
     x = jnp.asarray(X[:80])  # off by the noise of so few
     for count in (2, 5):

@@ -79,10 +79,8 @@ class GaussianPotential(eqx.Module):
         S0, S1 = S0 + shift, S1 + shift
         root, inverse_root = _square_roots(np.asarray(S0))
         half = 0.5 * noise**2
-        middle, _ = _square_roots(np.asarray(root @ S1 @ root) + half**2 * np.eye(len(m0)))
-        A = inverse_root @ middle @ inverse_root
-        if noise:
-            A = A - half * inverse_root @ inverse_root
+        middle, _ = _square_roots(np.asarray(root @ S1 @ root) + half**2 * eye)
+        A = inverse_root @ (middle - half * eye) @ inverse_root
         stretch, eigenvectors = np.linalg.eigh(0.5 * (A + A.T))
         return cls(m0, m1, eigenvectors, stretch, float(noise))
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from brenier.coordinates import Frame
+from brenier.costs import Quadratic
 from brenier.errors import InputError, UnsupportedProblemError
 from brenier.gaussian import GaussianPotential
 from brenier.networks import SumPotential
@@ -219,6 +220,12 @@ def refuse_classes(problem: TransportProblem, name: str) -> None:
         raise UnsupportedProblemError(
             f"{name} knows no classes; leave the labels out, or use brenier.NCF."
         )
+
+
+def refuse_other_costs(problem: TransportProblem, option: str) -> None:
+    """Raise `UnsupportedProblemError` where the cost is not the quadratic one, which the option needs."""
+    if not isinstance(problem.cost, Quadratic):
+        raise UnsupportedProblemError(f"{option} needs the quadratic cost.")
 
 
 def decay(schedule: Schedule, progress: jax.Array, final: float, *, hold: float = 0.0) -> jax.Array:

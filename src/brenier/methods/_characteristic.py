@@ -15,10 +15,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
-from brenier.costs import Cost, Quadratic
+from brenier.costs import Cost
 from brenier.devices import split
 from brenier.discrepancies import Statistic, classwise_energy_distance
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.errors import InputError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import backward_map, forward_map
 from brenier.methods._base import (
@@ -32,6 +32,7 @@ from brenier.methods._base import (
     cast,
     decay,
     refuse_bent_paths,
+    refuse_other_costs,
     with_base,
 )
 from brenier.methods._muon import muon
@@ -126,8 +127,8 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     def check(self, problem: TransportProblem) -> None:
         refuse_bent_paths(problem, type(self).__name__)
-        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
-            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
+        if self.gaussian_start:
+            refuse_other_costs(problem, "gaussian_start=True")
         if problem.classes and self.batch < 2 * len(problem.classes):
             raise InputError(
                 f"Expected batch_size to hold two points of each of {len(problem.classes)} classes, "

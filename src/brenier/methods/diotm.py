@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
-from brenier.errors import InputError, UnsupportedProblemError
+from brenier.errors import InputError
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import pde_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential
@@ -29,6 +29,7 @@ from brenier.methods._base import (
     decay,
     refuse_bent_paths,
     refuse_classes,
+    refuse_other_costs,
 )
 from brenier.networks import MLP, DenseQuadratic, ResidualMap, with_zero_head
 from brenier.problem import TransportProblem
@@ -211,8 +212,8 @@ class DIOTM(PresetMethod[DIOTMState]):
     def check(self, problem: TransportProblem) -> None:
         refuse_bent_paths(problem, "DIOTM")
         refuse_classes(problem, "DIOTM")
-        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
-            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
+        if self.gaussian_start:
+            refuse_other_costs(problem, "gaussian_start=True")
 
     # -- state -----------------------------------------------------------------------------------------------------
 

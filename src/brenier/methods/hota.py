@@ -30,6 +30,7 @@ from brenier.methods._base import (
     cast,
     decay,
     refuse_classes,
+    refuse_other_costs,
     with_base,
 )
 from brenier.networks import MLP, FiLM, with_zero_head
@@ -256,8 +257,8 @@ class HOTA(PresetMethod[Any]):
             raise UnsupportedProblemError(
                 'objective="paths" needs the quadratic cost; pass objective="residual".'
             )
-        if self.gaussian_start and not isinstance(problem.cost, Quadratic):
-            raise UnsupportedProblemError("gaussian_start=True needs the quadratic cost.")
+        if self.gaussian_start:
+            refuse_other_costs(problem, "gaussian_start=True")
 
     # -- state -----------------------------------------------------------------------------------------------------
 
