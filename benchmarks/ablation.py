@@ -27,7 +27,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("Adam", {"optimizer": "adam"}),
     "adam-published-rate": ("Adam, rate 1e-3", {"optimizer": "adam", "learning_rate": 1e-3}),
     "constant-rate": ("constant rate", {"schedule": "constant"}),
-    "celu": ("CELU", {"activation": "celu"}),
+    "silu": ("SiLU", {"activation": "silu"}),
     "published-widths": ("published widths", {"widths": (64, 64, 32)}),
     "box": ("collocation in the box", {"collocation": "box"}),
     "no-scaling": ("coordinates as given", {"scale_inputs": False}),

@@ -231,6 +231,33 @@ def test_pair_coordinates_are_for_the_quadratic_cost():
     np.testing.assert_allclose(both, np.sum((Y[None, :4] - X[:3, None]) ** 2, -1) / 2, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("dim", "options", "expected"),
+    [
+        (4, {}, "celu"),
+        (5, {}, "gelu"),
+        (16, {}, "gelu"),
+        (17, {}, "celu"),
+        (8, {"activation": "softplus"}, "softplus"),
+        (8, {"objective": "energy"}, "celu"),
+        (8, {"preset": "published"}, "celu"),
+    ],
+)
+def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
+    points = RNG.normal(size=(40, dim))
+    method = brenier.NCF(widths=(8, 8, 4), **options)
+    state = method.init(brenier.TransportProblem(points, points + 1.0), jax.random.key(0))
+    slices = [
+        leaf for leaf in jax.tree.leaves(state.network, is_leaf=_has_layers) if _has_layers(leaf)
+    ]
+    assert slices
+    assert {slice.activation for slice in slices} == {expected}
+
+
+def _has_layers(node):
+    return isinstance(node, DenseQuadratic)
+
+
 def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():
     y = jnp.asarray(Y[:400])
     exact = jnp.asarray(EXACT.inverse(Y[:400]))

@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "network": "dense_quadratic",
         "widths": None,
-        "activation": "celu",
+        "activation": None,
         "optimizer": "muon",
         "learning_rate": 3e-3,
         "schedule": "cosine",
@@ -103,7 +103,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     network: str | eqx.Module = FROM_PRESET
     widths: Sequence[int] | None = FROM_PRESET
-    activation: str = FROM_PRESET
+    activation: str | None = FROM_PRESET
     optimizer: str | optax.GradientTransformation = FROM_PRESET
     learning_rate: float = FROM_PRESET
     schedule: Schedule = FROM_PRESET
@@ -254,10 +254,16 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         """Of our dense quadratic network, by dimension, as measured."""
         return (256, 256, 128) if dim >= 48 else (128, 128, 64)
 
+    def default_activation(self, dim: int) -> str:
+        """By dimension, as measured."""
+        del dim
+        return "celu"
+
     def _network(self, dim: int, key: Key) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
-        options: dict[str, Any] = {"activation": self.activation, "key": key}
+        activation = self.activation or self.default_activation(dim)
+        options: dict[str, Any] = {"activation": activation, "key": key}
         if self.network == "dense_quadratic":
             ours, widths = self.preset == "default", self.widths
             if ours and widths is None:

@@ -68,7 +68,7 @@ class NCF(CharacteristicMethod):
         pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map, if the cost is quadratic.
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
         widths: of the network's layers, where it has several; by dimension where left out.
-        activation: see `brenier.networks.ACTIVATIONS`.
+        activation: see `brenier.networks.ACTIVATIONS`; by dimension where left out.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
         learning_rate: peak step size of a named optimiser.
         schedule: "cosine" or "linear" decay over the whole run, or "constant".
@@ -128,6 +128,11 @@ class NCF(CharacteristicMethod):
             return super().default_widths(dim)
         # The dual is limited by the steps it can make in the time, and in the plane by depth.
         return (64, 64, 64, 32) if dim <= 4 else (128, 128, 64)
+
+    def default_activation(self, dim: int) -> str:
+        # Kinks weigh most in the plane; with many dimensions there are too few steps to tell.
+        smooth = self.objective == "dual" and 4 < dim <= 16
+        return "gelu" if smooth else super().default_activation(dim)
 
     # -- the dual ------------------------------------------------------------------------------------------------
 
