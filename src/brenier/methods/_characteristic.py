@@ -262,7 +262,9 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
     def _network(self, dim: int, key: Key) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
-        activation = self.activation or self.default_activation(dim)
+        activation = self.activation
+        if activation is None:
+            activation = self.default_activation(dim)
         options: dict[str, Any] = {"activation": activation, "key": key}
         if self.network == "dense_quadratic":
             ours, widths = self.preset == "default", self.widths
