@@ -232,24 +232,21 @@ def test_pair_coordinates_are_for_the_quadratic_cost():
 
 
 @pytest.mark.parametrize(
-    ("dim", "cost", "options", "expected"),
+    ("dim", "options", "expected"),
     [
-        (4, Quadratic(), {}, "celu"),
-        (5, Quadratic(), {}, "gelu"),
-        (16, Quadratic(), {}, "gelu"),
-        (17, Quadratic(), {}, "celu"),
-        (1, Quartic(), {}, "celu"),
-        (2, Quartic(), {}, "gelu"),
-        (2, Quartic(), {"objective": "energy"}, "celu"),
-        (8, Quadratic(), {"activation": "softplus"}, "softplus"),
-        (8, Quadratic(), {"objective": "energy"}, "celu"),
-        (8, Quadratic(), {"preset": "published"}, "celu"),
+        (4, {}, "celu"),
+        (5, {}, "gelu"),
+        (16, {}, "gelu"),
+        (17, {}, "celu"),
+        (8, {"activation": "softplus"}, "softplus"),
+        (8, {"objective": "energy"}, "celu"),
+        (8, {"preset": "published"}, "celu"),
     ],
 )
-def test_activations_by_dimension_and_cost_unless_one_is_given(dim, cost, options, expected):
+def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
     points = RNG.normal(size=(40, dim))
     method = brenier.NCF(widths=(8, 8, 4), **options)
-    state = method.init(brenier.TransportProblem(points, points + 1.0, cost), jax.random.key(0))
+    state = method.init(brenier.TransportProblem(points, points + 1.0), jax.random.key(0))
     first = jax.tree.leaves(state.network, is_leaf=lambda node: isinstance(node, DenseQuadratic))[0]
     assert first.activation == expected
 

@@ -137,7 +137,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-        network = self._network(problem, key)
+        network = self._network(problem.dim, key)
         base = None
         if self.gaussian_start:
             network = with_zero_head(network)
@@ -254,26 +254,26 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         """Of our dense quadratic network, by dimension, as measured."""
         return (256, 256, 128) if dim >= 48 else (128, 128, 64)
 
-    def default_activation(self, problem: TransportProblem) -> str:
-        """By dimension and cost, as measured."""
-        del problem
+    def default_activation(self, dim: int) -> str:
+        """By dimension, as measured."""
+        del dim
         return "celu"
 
-    def _network(self, problem: TransportProblem, key: Key) -> eqx.Module:
+    def _network(self, dim: int, key: Key) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
         activation = self.activation
         if activation is None:
-            activation = self.default_activation(problem)
+            activation = self.default_activation(dim)
         options: dict[str, Any] = {"activation": activation, "key": key}
         if self.network == "dense_quadratic":
             ours, widths = self.preset == "default", self.widths
             if ours and widths is None:
-                widths = self.default_widths(problem.dim)
+                widths = self.default_widths(dim)
             options |= {"widths": widths, "direct": ours}
         elif self.network == "mlp":
             options["widths"] = (64,) * 5 if self.widths is None else self.widths
-        return built(_NETWORKS[str(self.network)], problem.dim, **options)
+        return built(_NETWORKS[str(self.network)], dim, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):

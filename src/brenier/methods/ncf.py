@@ -129,12 +129,10 @@ class NCF(CharacteristicMethod):
         # The dual is limited by the steps it can make in the time, and in the plane by depth.
         return (64, 64, 64, 32) if dim <= 4 else (128, 128, 64)
 
-    def default_activation(self, problem: TransportProblem) -> str:
-        # In few dimensions kinks between modes weigh most, but where the velocity is not the slope itself, it can be
-        # steep in it and show each kink; in many dimensions, neither was better throughout.
-        few = 1 if not isinstance(problem.cost, Quadratic) else 4
-        smooth = self.objective == "dual" and few < problem.dim <= 16
-        return "gelu" if smooth else super().default_activation(problem)
+    def default_activation(self, dim: int) -> str:
+        # In few dimensions kinks between modes weigh most; in many, neither was better throughout.
+        smooth = self.objective == "dual" and 4 < dim <= 16
+        return "gelu" if smooth else super().default_activation(dim)
 
     # -- the dual ------------------------------------------------------------------------------------------------
 
@@ -143,7 +141,8 @@ class NCF(CharacteristicMethod):
             return super().init(problem, key)
         # From u = 0, the identity, the first conjugates are exact.
         start, end = (
-            with_zero_head(self._network(problem, jax.random.fold_in(key, end))) for end in range(2)
+            with_zero_head(self._network(problem.dim, jax.random.fold_in(key, end)))
+            for end in range(2)
         )
         slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
         pair = None
