@@ -314,6 +314,7 @@ class Codec:
 
 
 def in_batches(function: Callable[[Any, Any], Any], network: Any, x: np.ndarray) -> np.ndarray:
+    """`function(network, x)`, some rows at a time, as many for every call: another number would compile again."""
     n, parts = 512, []
     for part in np.split(x, range(n, len(x), n)):
         padded = np.pad(part, ((0, n - len(part)), *((0, 0),) * (x.ndim - 1)))
@@ -433,13 +434,14 @@ TASKS = {
 
 
 class Domain(NamedTuple):
-    """A data set with what was trained on it, and the codes of its images."""
+    """A data set with what was trained on it, the codes of its images, and those for the scores decoded again."""
 
     train: Images
     test: Images
     codec: Codec
     judge: Judge
     codes: tuple[np.ndarray, np.ndarray]
+    decoded: np.ndarray
 
 
 def prepare(name: str, data: Path | None, size: Size, out: Path) -> Domain:
@@ -457,7 +459,7 @@ def prepare(name: str, data: Path | None, size: Size, out: Path) -> Domain:
     judge = Judge(trained("judge", classifier, classifier_loss))
     codec = Codec(vae, images.pixels)
     codes = codec.encode(images.pixels), codec.encode(test.pixels)
-    return Domain(images, test, codec, judge, codes)
+    return Domain(images, test, codec, judge, codes, codec.decode(codes[1]))
 
 
 def fit(task: Task, source: Domain, target: Domain, size: Size, path: Path) -> brenier.Solution:
@@ -495,10 +497,9 @@ def judged(
     for way, (pixels, wanted, there) in ways.items():
         found = there.judge.classes(pixels)
         found = found if way == "forward" else task.goal(found)
-        decoded = there.codec.decode(there.codes[1])
         scores[f"accuracy_{way}"] = 100.0 * float(np.mean(found == wanted))
         scores[f"frechet_{way}"] = there.judge.frechet(pixels, there.test.pixels)
-        scores[f"frechet_decoded_{way}"] = there.judge.frechet(pixels, decoded)
+        scores[f"frechet_decoded_{way}"] = there.judge.frechet(pixels, there.decoded)
     first = slice(len(source.test.labels))
     seen = np.asarray(moved.forward(source.codes[0][first]))
     others = {
@@ -538,7 +539,7 @@ def draw(solution: brenier.Solution, source: Domain, target: Domain, path: Path)
     """From inputs above to their images below, by way of the codes between; both decoded by the target's decoder."""
     chosen = one_of_each(source.test)
     codes = source.codes[1][chosen]
-    rows = {"input": source.test.pixels[chosen], "decoded": source.codec.decode(codes)}
+    rows = {"input": source.test.pixels[chosen], "decoded": source.decoded[chosen]}
     for t in MOMENTS:
         between = np.asarray(solution.transport.interpolate(codes, t))
         rows[f"t = {t:g}"] = target.codec.decode(between)
@@ -580,7 +581,7 @@ def main() -> None:
     facts: dict[str, Any] = {"maps": {}}
     for name, domain in domains.items():
         found = domain.judge.classes(domain.test.pixels)
-        decoded = domain.judge.classes(domain.codec.decode(domain.codes[1]))
+        decoded = domain.judge.classes(domain.decoded)
         facts[f"judge_{name}"] = {
             "accuracy": 100.0 * float(np.mean(found == domain.test.labels)),
             "accuracy_decoded": 100.0 * float(np.mean(decoded == domain.test.labels)),
