@@ -16,6 +16,7 @@ from brenier.errors import BrenierWarning, InputError
 from brenier.gaussian import GaussianPotential, gaussian_cost
 from brenier.hamiltonian import forward_map, pde_residual, velocity
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
+from brenier.methods.ncf import _evenly
 from brenier.metrics import total_variance, uvp
 from brenier.networks import DenseQuadratic, with_zero_head
 from brenier.transport import CharacteristicTransport
@@ -264,6 +265,31 @@ def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():
     assert jnp.all(found == 1.0)
     misses = jnp.linalg.norm(jnp.asarray(EXACT.forward(feet)) - y, axis=1)
     assert float(misses.max()) <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("count", "blocks", "most", "expected"),
+    [
+        (5, 1, 1024, [0, 1, 2, 3, 4]),
+        (6, 3, 6, [0, 1, 2, 3, 4, 5]),
+        (10, 1, 4, [0, 2, 5, 7]),
+        (10, 2, 6, [0, 1, 3, 5, 6, 8]),
+        (6, 3, 2, [0, 2, 4]),  # never none of a class
+    ],
+)
+def test_candidates_are_spread_evenly_over_batch_and_classes(count, blocks, most, expected):
+    assert _evenly(count, blocks, most).tolist() == expected
+
+
+def test_feet_of_a_batch_that_is_larger_than_its_candidates(monkeypatch):
+    monkeypatch.setattr("brenier.methods.ncf._CANDIDATES", 50)
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    at_x = jax.vmap(lambda x: EXACT(jnp.zeros(()), x))(x)
+    given = EndSlices(EXACT, EXACT, jnp.zeros(())), x, at_x, Quadratic(), y, 10.0 + y
+    feet, found, _ = brenier.NCF(foot_iterations=30)._feet(*given, jnp.asarray(0.02), 0)
+    assert jnp.all(found == 1.0)
+    misses = jnp.linalg.norm(jnp.asarray(EXACT.forward(feet)) - y, axis=1)
+    assert float(misses.max()) <= 4 * 0.02  # of the tolerance, as any foot that counts as found
 
 
 class TwoWells(eqx.Module):

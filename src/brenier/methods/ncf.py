@@ -37,6 +37,7 @@ DUAL: dict[str, Any] = {
 """What the dual takes in place of the default preset's values."""
 
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
+_CANDIDATES = 1024  # samples a target sample is compared with: all of a default batch, and of larger ones a part
 _ENOUGH = 0.9  # share of the feet that all have to wait for; the others are solved on their own
 
 
@@ -237,11 +238,13 @@ class NCF(CharacteristicMethod):
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
         not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
-        dual cannot run away.
+        dual cannot run away. Of a larger batch some points do: all pairs would cost more than all else.
 
         With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
         is nearer than one of that class.
         """
+        some = _evenly(len(x), max(classes, 1), _CANDIDATES)
+        x, at_x = x[some], at_x[some]
         discrete = at_x[:, None] + cost.pairwise(x, y)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
         if classes:
@@ -278,6 +281,13 @@ class NCF(CharacteristicMethod):
 
 def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
     return jax.vmap(lambda x: u.start(jnp.zeros((), x.dtype), x))(x)
+
+
+def _evenly(count: int, blocks: int, most: int) -> np.ndarray:
+    """Up to `most` of the numbers below `count`, equally many of each block and evenly spread, as strata are."""
+    size, share = count // blocks, max(most // blocks, 1)
+    offsets = np.arange(min(share, size)) * size // min(share, size)
+    return (np.arange(blocks)[:, None] * size + offsets).ravel()
 
 
 def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
