@@ -286,6 +286,8 @@ def test_feet_of_a_batch_that_is_larger_than_its_candidates(monkeypatch):
     x, y = jnp.asarray(X), jnp.asarray(Y)
     at_x = jax.vmap(lambda x: EXACT(jnp.zeros(()), x))(x)
     given = EndSlices(EXACT, EXACT, jnp.zeros(())), x, at_x, Quadratic(), y, 10.0 + y
+    starts, _, _ = brenier.NCF(foot_iterations=0)._feet(*given, jnp.asarray(0.02), 0)
+    assert {*map(tuple, starts.tolist())} <= {*map(tuple, x[_evenly(500, 1, 50)].tolist())}
     feet, found, _ = brenier.NCF(foot_iterations=30)._feet(*given, jnp.asarray(0.02), 0)
     assert jnp.all(found == 1.0)
     misses = jnp.linalg.norm(jnp.asarray(EXACT.forward(feet)) - y, axis=1)

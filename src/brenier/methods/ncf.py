@@ -238,7 +238,8 @@ class NCF(CharacteristicMethod):
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
         not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
-        dual cannot run away. Of a larger batch some points do: all pairs would cost more than all else.
+        dual cannot run away. Of a large batch that is the dual of some points: all
+        pairs would cost more than all else.
 
         With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
         is nearer than one of that class.
@@ -285,8 +286,9 @@ def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
 
 def _evenly(count: int, blocks: int, most: int) -> np.ndarray:
     """Up to `most` of the numbers below `count`, equally many of each block and evenly spread, as strata are."""
-    size, share = count // blocks, max(most // blocks, 1)
-    offsets = np.arange(min(share, size)) * size // min(share, size)
+    size = count // blocks
+    share = min(max(most // blocks, 1), size)
+    offsets = np.arange(share) * size // share
     return (np.arange(blocks)[:, None] * size + offsets).ravel()
 
 
