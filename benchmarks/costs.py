@@ -108,13 +108,15 @@ def fit(
         np.asarray(side(key, FRESH), np.float64)
         for side, key in zip((problem.source, problem.target), keys[2:4], strict=True)
     )
-    transport = solution.transport
-    ways = {
-        "forward": (transport.forward(x), problem.forward(x)),
-        "backward": (transport.inverse(y), problem.inverse(y)),
-    }
-    # UVP is the square of the relative error, in per cent.
-    scores = {f"rms_{way}": 10.0 * np.sqrt(uvp(*pair)) for way, pair in ways.items()}
+    maps = {"rms": solution.transport}
+    if objective == "dual":
+        assert isinstance(solution.transport, brenier.CharacteristicTransport)
+        maps["refined"] = solution.transport.refined()
+    scores = {}
+    for name, transport in maps.items():
+        # UVP is the square of the relative error, in per cent.
+        scores[f"{name}_forward"] = 10.0 * np.sqrt(uvp(transport.forward(x), problem.forward(x)))
+        scores[f"{name}_backward"] = 10.0 * np.sqrt(uvp(transport.inverse(y), problem.inverse(y)))
     if "cost" in solution.scores:
         scores["dual_gap"] = 100.0 * abs(solution.scores["cost"] / paid - 1.0)
     info = solution.info
@@ -126,15 +128,17 @@ def table(results: Path) -> str | None:
     records = load("costs", results)
     if not records:
         return None
-    columns = [(dim, objective) for dim in (1, 2) for objective in OBJECTIVES]
+    kinds = (("dual", "rms", ""), ("dual", "refined", ", solved for"), ("energy", "rms", ""))
+    columns = [(dim, *kind) for dim in (1, 2) for kind in kinds]
     header = ["RMS error in %, forward / backward"]
-    header += [f"d = {dim}, {objective}" for dim, objective in columns]
+    header += [f"d = {dim}, {objective}{how}" for dim, objective, _, how in columns]
     rows = []
     for name in COSTS:
         row = [name]
-        for dim, objective in columns:
+        for dim, objective, score, _ in columns:
             found = select(records, cost=name, dim=dim, objective=objective)
-            both = (values(found, f"rms_{way}") for way in ("forward", "backward"))
-            row.append(" / ".join(median_and_worst(v, digits=2) for v in both) if found else "–")
+            both = [values(found, f"{score}_{way}") for way in ("forward", "backward")]
+            whole = " / ".join(median_and_worst(v, digits=2) for v in both) if both[0] else "–"
+            row.append(whole)
         rows.append(row)
     return f"{markdown(header, rows)}\n\n{conditions(records)}"

@@ -282,7 +282,7 @@ def test_candidates_are_spread_evenly_over_batch_and_classes(count, blocks, most
 
 
 def test_feet_of_a_batch_that_is_larger_than_its_candidates(monkeypatch):
-    monkeypatch.setattr("brenier.methods.ncf._CANDIDATES", 50)
+    monkeypatch.setattr("brenier.methods.ncf._PAIRS", 50 * 500)
     x, y = jnp.asarray(X), jnp.asarray(Y)
     at_x = jax.vmap(lambda x: EXACT(jnp.zeros(()), x))(x)
     given = EndSlices(EXACT, EXACT, jnp.zeros(())), x, at_x, Quadratic(), y, 10.0 + y

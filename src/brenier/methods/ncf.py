@@ -37,7 +37,7 @@ DUAL: dict[str, Any] = {
 """What the dual takes in place of the default preset's values."""
 
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
-_CANDIDATES = 1024  # samples a target sample is compared with: all of a default batch, and of larger ones a part
+_PAIRS = 1024**2  # compared a step, at most: all of a default batch
 _ENOUGH = 0.9  # share of the feet that all have to wait for; the others are solved on their own
 
 
@@ -238,13 +238,13 @@ class NCF(CharacteristicMethod):
 
         The solver stays in the valley it starts in, so it starts at the batch's own minimiser where the proposal is
         not better. What it reaches in time then lies below the discrete dual of the batch, found or not, and the
-        dual cannot run away. Of a large batch that is the dual of some points: all
-        pairs would cost more than all else.
+        dual cannot run away. Of a batch larger than our default that is the dual of some of its source samples, the
+        fewer the larger it is: all pairs would soon cost more than all else.
 
         With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
         is nearer than one of that class.
         """
-        some = _evenly(len(x), max(classes, 1), _CANDIDATES)
+        some = _evenly(len(x), max(classes, 1), max(_PAIRS // len(y), 1))
         x, at_x = x[some], at_x[some]
         discrete = at_x[:, None] + cost.pairwise(x, y)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
