@@ -10,6 +10,7 @@ import ot
 import pytest
 
 import brenier
+from brenier import costs
 from brenier.coordinates import Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import BrenierWarning, InputError
@@ -18,7 +19,7 @@ from brenier.hamiltonian import forward_map, pde_residual, velocity
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods.ncf import _evenly
 from brenier.metrics import total_variance, uvp
-from brenier.networks import DenseQuadratic, with_zero_head
+from brenier.networks import MLP, DenseQuadratic, with_zero_head
 from brenier.transport import CharacteristicTransport
 
 RNG = np.random.default_rng(0)
@@ -250,6 +251,25 @@ def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
     state = method.init(brenier.TransportProblem(points, points + 1.0), jax.random.key(0))
     first = jax.tree.leaves(state.network, is_leaf=lambda node: isinstance(node, DenseQuadratic))[0]
     assert first.activation == expected
+
+
+@pytest.mark.parametrize(
+    ("cost", "options", "expected"),
+    [
+        (costs.PseudoHuber(0.5), {}, MLP),
+        (costs.PseudoHuber(0.5), {"objective": "energy"}, MLP),
+        (costs.PseudoHuber(100.0), {}, DenseQuadratic),  # nearly quadratic as far as anything moves
+        (costs.ConvexCost(lambda v: jnp.sqrt(0.25 + v @ v) - 0.5, 3), {}, MLP),
+        (costs.Power(1.5), {}, DenseQuadratic),
+        (costs.PseudoHuber(0.5), {"network": "dense_quadratic"}, DenseQuadratic),
+        (costs.PseudoHuber(0.5), {"preset": "published"}, DenseQuadratic),
+    ],
+)
+def test_potentials_of_nearly_linear_costs_grow_no_faster_than_linearly(cost, options, expected):
+    problem = brenier.TransportProblem(X[:60], Y[:60], cost)
+    state = brenier.NCF(**options).init(problem, jax.random.key(0))
+    networks = jax.tree.leaves(state.network, is_leaf=lambda n: isinstance(n, MLP | DenseQuadratic))
+    assert isinstance(networks[0], expected)
 
 
 def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -46,7 +46,7 @@ Collocation = Literal["path", "box", "mix"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "network": "dense_quadratic",
+        "network": None,
         "widths": None,
         "activation": None,
         "optimizer": "muon",
@@ -81,7 +81,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What one argument switches. Entries of "published" that the paper leaves open are listed in docs/methods.md."""
 
 _FINAL_RATE = 0.003
+_LEVEL = 1.2
 _NETWORKS = {"dense_quadratic": DenseQuadratic, "mlp": MLP, "resnet": ResNet}
+
+
+class Design(NamedTuple):
+    """A network by its name, the widths of its layers and its activation."""
+
+    name: str
+    widths: tuple[int, ...]
+    activation: str
 
 
 class CharacteristicState(eqx.Module):
@@ -101,7 +110,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     presets = PRESETS
 
-    network: str | eqx.Module = FROM_PRESET
+    network: str | eqx.Module | None = FROM_PRESET
     widths: Sequence[int] | None = FROM_PRESET
     activation: str | None = FROM_PRESET
     optimizer: str | optax.GradientTransformation = FROM_PRESET
@@ -137,7 +146,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-        network = self._network(problem.dim, key)
+        network = self._network(problem, key)
         base = None
         if self.gaussian_start:
             network = with_zero_head(network)
@@ -199,7 +208,8 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         expected.one_of("collocation", ("path", "box", "mix"))
         expected.one_of("schedule", ("cosine", "linear", "constant"))
         expected.one_of("statistic", ("U", "V"))
-        expected.network("network", tuple(_NETWORKS))
+        if self.network is not None:
+            expected.network("network", tuple(_NETWORKS))
         expected.that(
             isinstance(self.optimizer, optax.GradientTransformation)
             or self.optimizer in ("adam", "muon"),
@@ -250,35 +260,41 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         t, z = (split(jnp.concatenate(columns)) for columns in zip(*parts, strict=True))
         return t, z
 
-    def default_widths(self, dim: int) -> tuple[int, ...]:
-        """Of our dense quadratic network, by dimension, as measured."""
-        return (256, 256, 128) if dim >= 48 else (128, 128, 64)
+    def default_network(self, problem: TransportProblem) -> Design:
+        """Our network for a problem, as measured."""
+        dim = problem.dim
+        if _levels_off(problem.cost, dim):
+            # Its potentials have bounded slopes, which quadratic skips would bend beyond the bound in the tails.
+            return Design("mlp", (64,) * 4 if dim <= 4 else (128, 128, 128, 64), "softplus")
+        return Design("dense_quadratic", (256, 256, 128) if dim >= 48 else (128, 128, 64), "celu")
 
-    def default_activation(self, dim: int) -> str:
-        """By dimension, as measured."""
-        del dim
-        return "celu"
-
-    def _network(self, dim: int, key: Key) -> eqx.Module:
+    def _network(self, problem: TransportProblem, key: Key) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
-        activation = self.activation
-        if activation is None:
-            activation = self.default_activation(dim)
+        default = self.default_network(problem)
+        name = default.name if self.network is None else self.network
+        activation = default.activation if self.activation is None else self.activation
         options: dict[str, Any] = {"activation": activation, "key": key}
-        if self.network == "dense_quadratic":
-            ours, widths = self.preset == "default", self.widths
-            if ours and widths is None:
-                widths = self.default_widths(dim)
-            options |= {"widths": widths, "direct": ours}
-        elif self.network == "mlp":
-            options["widths"] = (64,) * 5 if self.widths is None else self.widths
-        return built(_NETWORKS[str(self.network)], dim, **options)
+        ours, widths = self.preset == "default", self.widths
+        if ours and widths is None and name == default.name:
+            widths = default.widths
+        if widths is not None and name != "resnet":
+            options["widths"] = widths
+        if name == "dense_quadratic":
+            options["direct"] = ours
+        return built(_NETWORKS[name], problem.dim, **options)
 
     def _optimizer(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
         return (muon if self.optimizer == "muon" else adam)(self.learning_rate)
+
+
+def _levels_off(cost: Cost, dim: int) -> bool:
+    """Whether moves of four spreads have hardly more momentum than those of two: `L` is nearly linear there."""
+    along = jnp.full(dim, dim**-0.5)
+    near, far = (jnp.linalg.norm(cost.grad_lagrangian(length * along)) for length in (2.0, 4.0))
+    return bool(far < _LEVEL * near)
 
 
 def matching_loss(

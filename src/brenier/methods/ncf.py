@@ -17,7 +17,11 @@ from brenier.errors import InputError
 from brenier.hamiltonian import implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
 from brenier.methods._base import FROM_PRESET, Expected, cast
-from brenier.methods._characteristic import CharacteristicMethod, CharacteristicState
+from brenier.methods._characteristic import (
+    CharacteristicMethod,
+    CharacteristicState,
+    Design,
+)
 from brenier.networks import with_zero_head
 from brenier.problem import TransportProblem
 from brenier.samplers import POOL
@@ -67,9 +71,10 @@ class NCF(CharacteristicMethod):
         preset: "default" for our recipe, "published" for the paper's; `None` below means the preset's value.
         objective: "dual", which sees fine detail that the energy distance is blind to, or "energy".
         pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map, if the cost is quadratic.
-        network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`.
+        network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`; by cost where left out: the first,
+            and "mlp" for costs that are nearly linear beyond a few spreads.
         widths: of the network's layers, where it has several; by dimension where left out.
-        activation: see `brenier.networks.ACTIVATIONS`; by dimension where left out.
+        activation: see `brenier.networks.ACTIVATIONS`; by dimension and cost where left out.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
         learning_rate: peak step size of a named optimiser.
         schedule: "cosine" or "linear" decay over the whole run, or "constant".
@@ -124,16 +129,14 @@ class NCF(CharacteristicMethod):
             anchors = anchors.at[1::2].set(1.0)
         return jax.vmap(lambda t, z, a: implicit_residual(u, cost, t, z, a))(t, z, anchors)
 
-    def default_widths(self, dim: int) -> tuple[int, ...]:
-        if self.objective == "energy":
-            return super().default_widths(dim)
-        # The dual is limited by the steps it can make in the time, and in the plane by depth.
-        return (64, 64, 64, 32) if dim <= 4 else (128, 128, 64)
-
-    def default_activation(self, dim: int) -> str:
-        # In few dimensions kinks between modes weigh most; in many, neither was better throughout.
-        smooth = self.objective == "dual" and 4 < dim <= 16
-        return "gelu" if smooth else super().default_activation(dim)
+    def default_network(self, problem: TransportProblem) -> Design:
+        default, dim = super().default_network(problem), problem.dim
+        if self.objective == "energy" or default.name == "mlp":
+            return default
+        # The dual is limited by the steps it can make in the time, and in the plane by depth. In few dimensions kinks
+        # between modes weigh most; in many, neither activation was better throughout.
+        widths = (64, 64, 64, 32) if dim <= 4 else (128, 128, 64)
+        return Design("dense_quadratic", widths, "gelu" if 4 < dim <= 16 else "celu")
 
     # -- the dual ------------------------------------------------------------------------------------------------
 
@@ -142,8 +145,7 @@ class NCF(CharacteristicMethod):
             return super().init(problem, key)
         # From u = 0, the identity, the first conjugates are exact.
         start, end = (
-            with_zero_head(self._network(problem.dim, jax.random.fold_in(key, end)))
-            for end in range(2)
+            with_zero_head(self._network(problem, jax.random.fold_in(key, end))) for end in range(2)
         )
         slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
         pair = None
