@@ -14,6 +14,7 @@ import brenier
 from brenier import DIOTM, HJPINN, HOTA, NCF
 from brenier.coordinates import Frame
 from brenier.errors import BrenierWarning, DivergenceError, InputError, UnsupportedProblemError
+from brenier.gaussian import GaussianPotential
 from brenier.plan import Plan
 from brenier.validation import worse_than_linear
 
@@ -473,3 +474,15 @@ def test_few_samples_end_with_the_linear_map_where_the_rest_is_worse():
     assert solution.history["score_step"][0] == 0
     assert solution.history["held_out_dual"][0] > solution.history["held_out_dual"][-1]
     assert solution.scores["round_trip"] < 1e-6
+
+
+def test_few_samples_that_are_learned_by_heart_end_with_the_linear_map_of_all_of_them():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(60, 6)), 0.7 * rng.normal(size=(50, 6)) + 2.0
+    problem = brenier.TransportProblem(x, y)
+    solution = brenier.fit(problem, NCF(widths=(32, 16), steps=150), key=KEY)
+    held_out = solution.history["held_out_dual"]
+    assert held_out[0] == max(held_out)
+    linear = GaussianPotential.from_samples(x, y)
+    np.testing.assert_allclose(solution.transport.forward(x), linear.forward(x), atol=1e-5)
+    np.testing.assert_allclose(solution.transport.inverse(y), linear.inverse(y), atol=1e-5)

@@ -38,6 +38,7 @@ class Plan:
     best: float = float("inf")
     since_best: int = 0
     kept: float = float("inf")
+    kept_step: int = 0
     chunk: int = 0
     elapsed: float = 0.0
     compile_seconds: float = 0.0
@@ -98,8 +99,10 @@ class Plan:
             # The energy distance is blind to what the dual still improves, so the dual itself is the judge.
             change = gain(terms, self.terms) if self.terms else np.inf
             improved = change > _SIGNIFICANT
-            # Where the dual cannot tell, as from few samples, the energy distance still can.
-            keep = improved or (change >= -_SIGNIFICANT and ratio <= max(1.0, _SLACK * self.kept))
+            # Where the dual cannot tell, as from few samples, the energy distance still can. The start is no draw of a
+            # noisy optimiser's: it stays unless there is something to be said for another.
+            least = -_SIGNIFICANT if self.kept_step else 0.0
+            keep = improved or (change >= least and ratio <= max(1.0, _SLACK * self.kept))
             if improved:
                 self.terms = [t.tolist() for t in terms]
             self.record(held_out_dual=sum(t.mean() for t in terms))
@@ -108,7 +111,7 @@ class Plan:
             keep, improved = ratio <= max(self.kept, 1.0), ratio < 0.98 * self.best
         keep = bool(np.isfinite(ratio) and keep)
         if keep:
-            self.kept = ratio
+            self.kept, self.kept_step = ratio, self.step
         self.best = min(self.best, ratio)
         self.since_best = 0 if improved else self.since_best + 1
         return keep

@@ -329,6 +329,13 @@ class Run:
             found["cost"] += float(self.problem.cost.lagrangian(jnp.asarray(self.frame.drift)))
         return found
 
+    def _start_of_all(self) -> Transport | None:
+        """Where nothing was better than the start, that of all samples: those held out have done their part."""
+        if self.held_out is None or self.plan.kept_step or not self.method.converges:
+            return None
+        whole = Run(self.problem, self.method, self.key, None, None, 0.0, False)
+        return whole._outer(whole.kept)
+
     def _diverged(self, throw: bool) -> Solution:
         step = self.plan.step
         hint = (
@@ -383,7 +390,7 @@ class Run:
             if self.problem.state_cost is not None:  # which the linear map knows nothing of
                 advice = "Train longer."
             warnings.warn(f"{message} {advice}", BrenierWarning, 4)
-        outer = self._outer(self.kept)
+        outer = self._start_of_all() or self._outer(self.kept)
         # In the plane the free space itself was searched.
         if self.problem.state_cost is not None and self.problem.dim != 2:
             check_paths(outer.potential, self.problem, self.problem.source.pool(POOL, 0))
