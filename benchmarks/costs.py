@@ -9,7 +9,7 @@ estimated from the moments of `n` samples is off by `√(3.5 / n)`: .84 % of 50 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,19 @@ from brenier.datasets import ExactProblem
 from brenier.metrics import uvp
 
 FRESH = 2**13
-SAMPLES = {1: 400_000, 2: 1_000_000}
-STEPS = {1: 2000, 2: 1500}
-BATCH = {1: 1024, 2: 4096}
-"""By dimension, the last of the dual: in the plane what is left at the end is the noise of samples and batches."""
+
+
+class Amount(NamedTuple):
+    """How much a fit gets."""
+
+    samples: int
+    batch: int
+    steps: int
+
+
+USUAL = Amount(400_000, 1024, 2000)
+PLANE = Amount(1_000_000, 4096, 1500)
+"""Of the dual in the plane: what is left at the end is the noise of samples and batches."""
 RATIO = 2.0
 
 COSTS = {
@@ -89,17 +98,17 @@ def fit(
     """Errors of both maps, in per cent, and of the dual value against the cost of the exact map."""
     problem = exact(dim)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), dim), 5)
-    samples = 2000 if quick else SAMPLES[dim]
+    amount = PLANE if dim == 2 and objective == "dual" else USUAL
+    samples, steps = (2000, 4) if quick else (amount.samples, amount.steps)
     x, y = (
         np.asarray(side(key, samples))
         for side, key in zip((problem.source, problem.target), keys, strict=False)
     )
-    batch: dict[str, Any] = {"batch_size": BATCH[dim]} if objective == "dual" else {}
     solution = brenier.fit(
         brenier.TransportProblem(x, y, cost),
-        brenier.NCF(objective=objective, **batch),
+        brenier.NCF(objective=objective, batch_size=amount.batch),
         key=keys[4],
-        steps=4 if quick else STEPS[dim],
+        steps=steps,
         early_stopping=False,
     )
     # What the exact map pays for the samples themselves: of fresh ones the mean is another by a per cent or two.
