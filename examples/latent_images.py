@@ -4,21 +4,23 @@
 and `labels`), and does everything in turn:
 
 1. a beta-VAE for each data set, on its own, whose prior has a middle for each class, the vertices of a regular simplex:
-   a map of codes can keep apart only what is apart there (with the same prior for all: `--plain`);
+   a map of codes can keep apart only what is apart there (with the same prior for all: `--plain`). They are far from
+   each other, for between two classes that go to different places a map has to tear;
 2. a classifier for each, which never sees a decoded image: it judges;
 3. NCF maps between the standardised latents, both ways, with class labels: class k of the clothes to the digit k, digit
    k to 9 - k, digit k to k + 1; and k to 9 - k without the Hamilton-Jacobi term and by the dual. Classes that change
-   places have to pass each other, so that term has a hundredth of its usual weight;
+   places have to pass each other, so that term has a small part of its usual weight;
 4. scores on test images, a table, `scores.json`, and pictures. `seen` are images the map was trained on, `unmoved` are
-   codes that the target's decoder gets as they are: both priors have the same middles, so clothes start close to what
-   they become, and digits do not.
+   codes that the target's decoder gets as they are: both priors have the same middles, so clothes lie about
+   where they are to go and their map has little left to do. So it is fitted once more to codes that were turned first,
+   each class to the place of another, and has all of it to do, as those of digits have.
 
 The Frechet distance is taken between Gaussians fitted to the last hidden layer of that classifier: it is *not* the
 Inception FID of the literature, and comparable within one table only. Style is the thickness and the slant of a digit:
 `style` is their correlation before and after, within classes, 1 where a map leaves them alone.
 
 Every result is kept in `--out`, so a second run continues where the first one stopped: remove a file to make it
-again. A little over an hour on one core. `--quick` takes a minute or two and is a smoke run; without `--data` it uses
+again. A little under an hour on one core. `--quick` takes a minute or two and is a smoke run; without `--data` it uses
 the small digits that scikit-learn brings, and their outlines in place of the clothes.
 """
 
@@ -42,13 +44,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 import brenier
 from brenier.files import atomic_write, open_atomic
 from brenier.gaussian import gaussian_cost
 
 SIDE, BATCH, CLASSES = 28, 128, 10
-SHIFTS = {"digits": 1, "clothes": 2}  # of training images, in pixels at most: there are few clothes
+SHIFT = 1  # of training images, in pixels at most
 MOMENTS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -63,6 +66,8 @@ class Size:
         rate: of their Adam, at its highest.
         radius: from the middle of the codes to the middle of each class.
         entropy: weight of the cross entropy of the classes beside the squared error of the pixels.
+        mixing: of pictures, for the cross entropy; see `VAELoss`.
+        variants: of each image, shifted and mirrored as for the autoencoder, whose codes a map learns from, too.
         steps: of each map.
         images: for training, at most.
         method: options of `brenier.NCF`.
@@ -70,11 +75,13 @@ class Size:
 
     channels: tuple[int, ...] = (16, 16, 32, 32, 64, 64, 128)
     latent: int = 16
-    updates: dict[str, int] = field(default_factory=lambda: {"digits": 3300, "clothes": 6000})
-    rate: float = 1e-3
-    radius: float = 5.0
+    updates: dict[str, int] = field(default_factory=lambda: {"digits": 6000, "clothes": 4000})
+    rate: dict[str, float] = field(default_factory=lambda: {"digits": 1e-3, "clothes": 2e-3})
+    radius: float = 11.0
     entropy: float = 15.0
-    steps: int = 5000
+    mixing: dict[str, float] = field(default_factory=lambda: {"digits": 0.0, "clothes": 0.4})
+    variants: int = 4
+    steps: int = 3000
     images: int | None = None
     method: dict[str, Any] = field(default_factory=dict)
 
@@ -83,7 +90,7 @@ FULL = Size()
 QUICK = Size(
     channels=(4, 4, 4, 4, 8, 8, 8),
     updates={"digits": 300, "clothes": 300},
-    rate=3e-3,
+    rate={"digits": 3e-3, "clothes": 3e-3},
     steps=300,
     images=1000,
     method={"batch_size": 100, "widths": (16, 16)},
@@ -119,11 +126,12 @@ def stand_in(name: str) -> tuple[Images, Images]:
     """Digits of eight by eight pixels, enlarged; as "clothes" their outlines."""
     from sklearn.datasets import load_digits
 
-    small, labels = load_digits(return_X_y=True)
+    small, labels = map(np.asarray, load_digits(return_X_y=True))
     pixels = np.kron(small.reshape(-1, 8, 8), np.ones((3, 3))).astype(np.float32) / 16.0
     pixels = np.pad(pixels, ((0, 0), (2, 2), (2, 2)))
     if name == "clothes":
-        pixels = np.clip(np.hypot(*np.gradient(pixels, axis=(1, 2))), 0.0, 1.0)
+        down, across = np.gradient(pixels, axis=(1, 2))
+        pixels = np.clip(np.hypot(down, across), 0.0, 1.0)
     return Images(pixels[:1200], labels[:1200]), Images(pixels[1200:], labels[1200:])
 
 
@@ -134,13 +142,18 @@ def convolutions(channels: tuple[int, ...], key: jax.Array) -> list[eqx.nn.Conv2
     """Seven, to four by four pixels."""
     strides = (2, 1, 2, 1, 2, 1, 1)
     pairs = zip((1, *channels[:-1]), channels, strides, jax.random.split(key, 7), strict=True)
-    return [eqx.nn.Conv2d(*io, 3, stride, 1, key=key) for *io, stride, key in pairs]
+    return [eqx.nn.Conv2d(first, last, 3, stride, 1, key=key) for first, last, stride, key in pairs]
+
+
+FINER = (2, 4, 7)  # layers of the decoder: 4 -> 7 -> 14 -> 28 pixels
 
 
 class VAE(eqx.Module):
-    """Seven convolutions to a Gaussian over codes, and seven transposed ones and a last one back.
+    """Seven convolutions to a Gaussian over codes, and eight back.
 
-    The pixels' variance is fixed, and small, so that the picture comes first and the prior second (beta-VAE).
+    Three of those back give four times the channels, which are spread over two by two pixels: on a CPU transposed ones
+    take twice the time. The pixels' variance is fixed, and small, so that the picture comes first and the prior second
+    (beta-VAE).
     """
 
     encoder: list[eqx.nn.Conv2d]
@@ -148,8 +161,7 @@ class VAE(eqx.Module):
     mean: eqx.nn.Linear
     log_variance: eqx.nn.Linear
     start: eqx.nn.Linear
-    decoder: list[eqx.nn.ConvTranspose2d]
-    last: eqx.nn.ConvTranspose2d
+    decoder: list[eqx.nn.Conv2d]
 
     def __init__(self, channels: tuple[int, ...], latent: int, key: jax.Array):
         keys = iter(jax.random.split(key, 32))
@@ -159,15 +171,12 @@ class VAE(eqx.Module):
         self.mean = eqx.nn.Linear(128, latent, key=next(keys))
         self.log_variance = eqx.nn.Linear(128, latent, key=next(keys))
         self.start = eqx.nn.Linear(latent, top, key=next(keys))
-        # 4 -> 7 -> 14 -> 28 pixels; the even sizes need a row more than the stride gives.
-        up = ((1, 0), (1, 0), (2, 0), (1, 0), (2, 1), (1, 0), (2, 1))
-        outs = (*channels[-2::-1], channels[0])
-        pairs = zip((channels[-1], *outs[:-1]), outs, up, strict=True)
+        outs = (*channels[-2::-1], channels[0], 1)
+        pairs = zip((channels[-1], *outs[:-1]), outs, strict=True)
         self.decoder = [
-            eqx.nn.ConvTranspose2d(*io, 3, stride, more, 1, key=next(keys))
-            for *io, (stride, more) in pairs
+            eqx.nn.Conv2d(last, 4 * out if i in FINER else out, 3, padding=1, key=next(keys))
+            for i, (last, out) in enumerate(pairs)
         ]
-        self.last = eqx.nn.ConvTranspose2d(outs[-1], 1, 3, padding=1, key=next(keys))
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of the code of one picture (28, 28)."""
@@ -179,10 +188,19 @@ class VAE(eqx.Module):
 
     def decode(self, z: jax.Array) -> jax.Array:
         """The picture (28, 28) of one code."""
-        h = jax.nn.relu(self.start(z)).reshape(-1, 4, 4)
-        for layer in self.decoder:
-            h = jax.nn.relu(layer(h))
-        return jax.nn.sigmoid(self.last(h))[0]
+        h = self.start(z).reshape(-1, 4, 4)
+        for i, layer in enumerate(self.decoder):
+            h = layer(jax.nn.relu(h))
+            if i in FINER:
+                h = finer(h)
+        return jax.nn.sigmoid(h)[0]
+
+
+def finer(h: jax.Array) -> jax.Array:
+    """Shape (4c, n, n) to (c, 2n, 2n), and to seven in place of eight pixels."""
+    n = h.shape[1]
+    h = h.reshape(-1, 2, 2, n, n).transpose(0, 3, 1, 4, 2).reshape(-1, 2 * n, 2 * n)
+    return h[:, :7, :7] if n == 4 else h
 
 
 def untrained(build: Callable[[jax.Array], eqx.Module]) -> Any:
@@ -209,35 +227,45 @@ def middles(size: Size) -> np.ndarray:
     return size.radius * (vertices / np.linalg.norm(vertices[0]) @ axes.T).astype(np.float32)
 
 
-VARIANCE = 0.1  # of a pixel around its mean
+VARIANCE = 0.2  # of a pixel around its mean
+SHARPNESS = 10.0  # how far the scores of classes are apart at their middles
 ADAM = optax.scale_by_adam()
 
 
 class VAELoss(NamedTuple):
     """The negative evidence bound, times twice the pixels' variance, and the cross entropy of the classes.
 
-    The prior of a code is Gaussian around the middle of its class, and so is the class's likelihood in the cross
-    entropy.
+    The prior of a code is Gaussian around the middle of its class. With `mixing`, the cross entropy is that of pairs of
+    pictures, mixed in random shares (mixup, Zhang et al. 2018): few pictures would be known by heart.
     """
 
     middles: np.ndarray
     entropy: float
+    mixing: float
 
     def __call__(self, vae: VAE, x: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key)
         mean, log_variance = jax.vmap(lambda x: vae.encode(x))(x)
-        noise = jax.random.normal(key, mean.shape)
-        codes = mean + jnp.exp(0.5 * log_variance) * noise
+        codes = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(keys[0], mean.shape)
         found = jax.vmap(lambda z: vae.decode(z))(codes)
         squares = jnp.sum((found - x) ** 2, axis=(1, 2))
         off = (mean - jnp.asarray(self.middles)[labels]) ** 2
         divergence = 0.5 * jnp.sum(off + jnp.exp(log_variance) - 1.0 - log_variance, axis=1)
-        missed = optax.softmax_cross_entropy_with_integer_labels(codes @ self.middles.T, labels)
+        targets = jax.nn.one_hot(labels, CLASSES)
+        if self.mixing:
+            share = jax.random.beta(keys[1], self.mixing, self.mixing, (len(x), 1))
+            targets = share * targets + (1.0 - share) * targets[::-1]
+            mixed = share[..., None] * x + (1.0 - share[..., None]) * x[::-1]
+            codes = jax.vmap(lambda x: vae.encode(x)[0])(mixed)
+        square = jnp.maximum(jnp.sum(self.middles[0] ** 2), 1.0)
+        scores = SHARPNESS * codes @ self.middles.T / square
+        missed = optax.softmax_cross_entropy(scores, targets)
         return jnp.mean(squares + 2.0 * VARIANCE * divergence + self.entropy * missed)
 
 
 @eqx.filter_jit
 def update(
-    loss: Callable[..., jax.Array], state: Any, x: jax.Array, labels: jax.Array, rate: jax.Array
+    loss: Callable[..., jax.Array], state: Any, x: ArrayLike, labels: ArrayLike, rate: jax.Array
 ) -> tuple[Any, jax.Array]:
     """One step of Adam: the network, the moments and the count of steps, and the loss."""
     network, moments, done = state
@@ -267,7 +295,7 @@ def train(
         rng = np.random.default_rng((0, done))
         rows = rng.integers(len(images.labels), size=BATCH)
         x = varied(images.pixels[rows], name, rng)
-        state, value = update(loss, state, x, images.labels[rows], rate(done))
+        state, value = update(loss, state, x, images.labels[rows], jnp.asarray(rate(done)))
         if (done + 1) % 100 == 0 or done + 1 == updates:
             with open_atomic(path) as file:
                 eqx.tree_serialise_leaves(file, state)
@@ -277,10 +305,9 @@ def train(
 
 def varied(pixels: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
     """Shifted a little, and of clothes every other one mirrored: a digit would no longer be one."""
-    shift = SHIFTS[name]
-    padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift)))
+    padded = np.pad(pixels, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (SIDE, SIDE), axis=(1, 2))
-    places = rng.integers(2 * shift + 1, size=(2, len(pixels)))
+    places = rng.integers(2 * SHIFT + 1, size=(2, len(pixels)))
     moved = windows[np.arange(len(pixels)), *places].copy()
     if name == "clothes":
         moved[::2] = moved[::2, :, ::-1]
@@ -298,19 +325,26 @@ def _decode(vae: VAE, z: jax.Array) -> jax.Array:
 
 
 class Codec:
-    """Pictures to standardised codes and back, some at a time."""
+    """Pictures to codes, turned and standardised, and back, some at a time."""
 
-    def __init__(self, vae: VAE, images: np.ndarray):
-        self.vae = vae
+    def __init__(self, vae: VAE, images: np.ndarray, turn: np.ndarray):
+        self.vae, self.turn = vae, turn
         self.mean, self.scale = np.float32(0.0), np.float32(1.0)
         codes = self.encode(images)
         self.mean, self.scale = codes.mean(0), codes.std(0)
 
+    def standard(self, raw: np.ndarray) -> np.ndarray:
+        """Of the autoencoder's own codes."""
+        return (raw @ self.turn - self.mean) / self.scale
+
+    def raw(self, codes: np.ndarray) -> np.ndarray:
+        return (codes * self.scale + self.mean) @ self.turn.T
+
     def encode(self, images: np.ndarray) -> np.ndarray:
-        return (in_batches(_encode, self.vae, images) - self.mean) / self.scale
+        return self.standard(in_batches(_encode, self.vae, images))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        return in_batches(_decode, self.vae, codes * self.scale + self.mean)
+        return in_batches(_decode, self.vae, self.raw(codes))
 
 
 def in_batches(function: Callable[[Any, Any], Any], network: Any, x: np.ndarray) -> np.ndarray:
@@ -407,7 +441,7 @@ def style_kept(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> flo
 # -- the maps --------------------------------------------------------------------------------------------------
 
 
-METHOD = brenier.NCF(objective="energy", hj_weight=0.1)
+METHOD = brenier.NCF(objective="energy", hj_weight=0.3)
 
 
 @dataclass(frozen=True)
@@ -426,6 +460,7 @@ class Task:
 
 TASKS = {
     "clothes": Task("class k of the clothes to digit k", "clothes"),
+    "turned": Task("the same, codes turned before", "turned"),
     "mirror": Task("digit k to 9 - k", "digits", -1, 9),
     "next": Task("digit k to k + 1", "digits", 1, 1),
     "free": Task("k to 9 - k without the HJ term", "digits", -1, 9, replace(METHOD, hj_weight=0.0)),
@@ -434,13 +469,17 @@ TASKS = {
 
 
 class Domain(NamedTuple):
-    """A data set with what was trained on it, the codes of its images, and those for the scores decoded again."""
+    """A data set with what was trained on it, the codes of its images, and those for the scores decoded again.
+
+    The codes to learn from are those of the images, and after them those of their variants, with the labels of all.
+    """
 
     train: Images
     test: Images
     codec: Codec
     judge: Judge
     codes: tuple[np.ndarray, np.ndarray]
+    labels: np.ndarray
     decoded: np.ndarray
 
 
@@ -449,17 +488,30 @@ def prepare(name: str, data: Path | None, size: Size, out: Path) -> Domain:
 
     def trained(title: str, network: Any, loss: Callable[..., jax.Array]) -> Any:
         path = out / f"{title}-{name}.eqx"
-        return train(network, loss, images, name, size.updates[name], size.rate, path)
+        return train(network, loss, images, name, size.updates[name], size.rate[name], path)
 
     vae = untrained(lambda key: VAE(size.channels, size.latent, key))
     # Dark, as the pictures are: to make it so, all units of the layer before would die.
-    vae = eqx.tree_at(lambda vae: vae.last.bias, vae, replace_fn=lambda bias: bias - 2.0)
-    vae = trained("vae", vae, VAELoss(middles(size), size.entropy))
+    vae = eqx.tree_at(lambda vae: vae.decoder[-1].bias, vae, replace_fn=lambda bias: bias - 2.0)
+    vae = trained("vae", vae, VAELoss(middles(size), size.entropy, size.mixing[name]))
     classifier = untrained(lambda key: Classifier(size.channels, key))
     judge = Judge(trained("judge", classifier, classifier_loss))
-    codec = Codec(vae, images.pixels)
-    codes = codec.encode(images.pixels), codec.encode(test.pixels)
-    return Domain(images, test, codec, judge, codes, codec.decode(codes[1]))
+    codec = Codec(vae, images.pixels, np.eye(size.latent, dtype=np.float32))
+    rng = np.random.default_rng(2)
+    variants = [varied(images.pixels, name, rng) for _ in range(size.variants)]
+    codes = np.concatenate([codec.encode(pixels) for pixels in (images.pixels, *variants)])
+    labels = np.tile(images.labels, 1 + size.variants)
+    seen = codec.encode(test.pixels)
+    return Domain(images, test, codec, judge, (codes, seen), labels, codec.decode(seen))
+
+
+def turned(domain: Domain, size: Size) -> Domain:
+    """The same with codes turned so that class k lies where class k + 3 did."""
+    places = middles(size)
+    left, _, right = np.linalg.svd(places.T @ np.roll(places, -3, axis=0))
+    codec = Codec(domain.codec.vae, domain.train.pixels, left @ right)
+    train, test = (codec.standard(domain.codec.raw(codes)) for codes in domain.codes)
+    return domain._replace(codec=codec, codes=(train, test))
 
 
 def fit(task: Task, source: Domain, target: Domain, size: Size, path: Path) -> brenier.Solution:
@@ -469,8 +521,8 @@ def fit(task: Task, source: Domain, target: Domain, size: Size, path: Path) -> b
     problem = brenier.TransportProblem(
         source.codes[0],
         target.codes[0],
-        source_labels=task.goal(source.train.labels),
-        target_labels=target.train.labels,
+        source_labels=task.goal(source.labels),
+        target_labels=target.labels,
     )
     checkpoint = path.with_suffix(".ckpt")
     with warnings.catch_warnings():
@@ -500,7 +552,7 @@ def judged(
         scores[f"accuracy_{way}"] = 100.0 * float(np.mean(found == wanted))
         scores[f"frechet_{way}"] = there.judge.frechet(pixels, there.test.pixels)
         scores[f"frechet_decoded_{way}"] = there.judge.frechet(pixels, there.decoded)
-    first = slice(len(source.test.labels))
+    first = slice(min(len(source.train.labels), len(source.test.labels)))
     seen = np.asarray(moved.forward(source.codes[0][first]))
     others = {
         "seen": (seen, source.train.labels[first]),
@@ -563,7 +615,7 @@ def compare(solutions: dict[str, brenier.Solution], digits: Domain, path: Path) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("latent-images-output"), metavar="FOLDER")
     parser.add_argument("--plain", action="store_true", help="autoencoders that never see a label")
@@ -579,7 +631,9 @@ def main() -> None:
 
     domains = {name: prepare(name, given.data, size, out) for name in ("digits", "clothes")}
     facts: dict[str, Any] = {"maps": {}}
-    for name, domain in domains.items():
+    domains["turned"] = turned(domains["clothes"], size)
+    for name in ("digits", "clothes"):
+        domain = domains[name]
         found = domain.judge.classes(domain.test.pixels)
         decoded = domain.judge.classes(domain.decoded)
         facts[f"judge_{name}"] = {
