@@ -38,7 +38,7 @@ class Plan:
     best: float = float("inf")
     since_best: int = 0
     kept: float = float("inf")
-    kept_step: int = 0
+    kept_step: int = -1  # none yet
     chunk: int = 0
     elapsed: float = 0.0
     compile_seconds: float = 0.0
@@ -101,7 +101,7 @@ class Plan:
             improved = change > _SIGNIFICANT
             # Where the dual cannot tell, as from few samples, the energy distance still can. The start is no draw of a
             # noisy optimiser's: it stays unless there is something to be said for another.
-            least = -_SIGNIFICANT if self.kept_step else 0.0
+            least = 0.0 if self.kept_step == 0 else -_SIGNIFICANT
             keep = improved or (change >= least and ratio <= max(1.0, _SLACK * self.kept))
             if improved:
                 self.terms = [t.tolist() for t in terms]

@@ -331,7 +331,7 @@ class Run:
 
     def _start_of_all(self) -> Transport | None:
         """Where nothing was better than the start, that of all samples: those held out have done their part."""
-        if self.held_out is None or self.plan.kept_step or not self.method.converges:
+        if self.plan.kept_step != 0:
             return None
         whole = Run(self.problem, self.method, self.key, None, None, 0.0, False)
         return whole._outer(whole.kept)
