@@ -1,6 +1,7 @@
 """Classes: how many held-out points keep theirs, with the labels and without.
 
-The classes of the source lie on a circle. Those of the target lie on it in another order, so that the cheapest map,
+Each class is a Gaussian cut off at three deviations, so that supports are apart, two deviations and more. Those of the
+source lie on a circle. Those of the target lie on it in another order, so that the cheapest map,
 which moves every point as little as possible, would change the class of nearly all.
 """
 
@@ -26,6 +27,7 @@ from brenier.metrics import crossing_share
 
 COUNTS = (4, 10)
 POINTS, FRESH = 2000, 500  # of each class
+DEVIATION, CUT = 0.5, 3.0
 STEPS = 2000
 CASES = {
     "dual": ("dual, with labels", True),
@@ -35,7 +37,7 @@ CASES = {
 
 
 def centers(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each class in source and target, shape (classes, 2), four deviations apart and more."""
+    """Of each class in source and target, shape (classes, 2), eight deviations apart and more."""
     angle = 2 * np.pi * np.arange(classes) / classes
     radius = 2.0 / np.sin(np.pi / classes)
     circle = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -46,7 +48,10 @@ def centers(classes: int) -> tuple[np.ndarray, np.ndarray]:
 def draw(places: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Points and labels, `count` of each class."""
     labels = np.repeat(np.arange(len(places)), count)
-    return places[labels] + 0.5 * rng.normal(size=(len(labels), 2)), labels
+    share = rng.random(len(labels)) * (1.0 - np.exp(-0.5 * CUT**2))
+    angle = rng.uniform(0.0, 2 * np.pi, len(labels))
+    away = DEVIATION * np.sqrt(-2.0 * np.log1p(-share))
+    return places[labels] + away[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1), labels
 
 
 def kept(points: np.ndarray, places: np.ndarray, labels: np.ndarray) -> float:

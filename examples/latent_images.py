@@ -57,9 +57,10 @@ MOMENTS = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done.
+    """How much is done, and with which random numbers.
 
     Attributes:
+        seed: of initial weights, batches, variants and maps.
         channels: of the seven convolutions.
         latent: dimension of the codes.
         updates: of each autoencoder and each classifier.
@@ -73,6 +74,7 @@ class Size:
         method: options of `brenier.NCF`.
     """
 
+    seed: int = 0
     channels: tuple[int, ...] = (16, 16, 32, 32, 64, 64, 128)
     latent: int = 16
     updates: dict[str, int] = field(default_factory=lambda: {"digits": 6000, "clothes": 4000})
@@ -152,8 +154,8 @@ class VAE(eqx.Module):
     """Seven convolutions to a Gaussian over codes, and eight back.
 
     Three of those back give four times the channels, which are spread over two by two pixels: on a CPU transposed ones
-    take twice the time. The pixels' variance is fixed, and small, so that the picture comes first and the prior second
-    (beta-VAE).
+    take twice the time. Units of the decoder leak, for those that do not may all die at a high rate. The pixels'
+    variance is fixed, and small, so that the picture comes first and the prior second (beta-VAE).
     """
 
     encoder: list[eqx.nn.Conv2d]
@@ -190,7 +192,7 @@ class VAE(eqx.Module):
         """The picture (28, 28) of one code."""
         h = self.start(z).reshape(-1, 4, 4)
         for i, layer in enumerate(self.decoder):
-            h = layer(jax.nn.relu(h))
+            h = layer(jax.nn.leaky_relu(h, 0.1))
             if i in FINER:
                 h = finer(h)
         return jax.nn.sigmoid(h)[0]
@@ -203,10 +205,10 @@ def finer(h: jax.Array) -> jax.Array:
     return h[:, :7, :7] if n == 4 else h
 
 
-def untrained(build: Callable[[jax.Array], eqx.Module]) -> Any:
+def untrained(build: Callable[[jax.Array], eqx.Module], seed: int) -> Any:
     """With the initial weights of He et al. 2015: equinox's own would let the signal die out over sixteen layers."""
     shapes = eqx.filter_eval_shape(build, jax.random.key(0))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if max(leaf.shape) == leaf.size:  # a bias
@@ -265,11 +267,15 @@ class VAELoss(NamedTuple):
 
 @eqx.filter_jit
 def update(
-    loss: Callable[..., jax.Array], state: Any, x: ArrayLike, labels: ArrayLike, rate: jax.Array
+    loss: Callable[..., jax.Array],
+    state: Any,
+    x: ArrayLike,
+    labels: ArrayLike,
+    rate: jax.Array,
+    key: jax.Array,
 ) -> tuple[Any, jax.Array]:
     """One step of Adam: the network, the moments and the count of steps, and the loss."""
     network, moments, done = state
-    key = jax.random.fold_in(jax.random.key(1), done)
     value, gradient = eqx.filter_value_and_grad(loss)(network, x, labels, key)
     changes, moments = ADAM.update(gradient, moments)
     changes = jax.tree.map(lambda change: -rate * change, changes)
@@ -281,21 +287,22 @@ def train(
     loss: Callable[..., jax.Array],
     images: Images,
     name: str,
-    updates: int,
-    peak: float,
+    size: Size,
     path: Path,
 ) -> Any:
     """The trained network, from its file as far as it goes."""
+    updates, peak = size.updates[name], size.rate[name]
     # At full rate from the start, all units of a layer may die at once.
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, updates // 10, updates, 0.05 * peak)
     state = (network, ADAM.init(eqx.filter(network, eqx.is_array)), jnp.zeros((), int))
     if path.exists():
         state = eqx.tree_deserialise_leaves(path, state)
     for done in range(int(state[2]), updates):
-        rng = np.random.default_rng((0, done))
+        rng = np.random.default_rng((size.seed, done))
         rows = rng.integers(len(images.labels), size=BATCH)
         x = varied(images.pixels[rows], name, rng)
-        state, value = update(loss, state, x, images.labels[rows], jnp.asarray(rate(done)))
+        key = jax.random.fold_in(jax.random.key(size.seed), done)
+        state, value = update(loss, state, x, images.labels[rows], jnp.asarray(rate(done)), key)
         if (done + 1) % 100 == 0 or done + 1 == updates:
             with open_atomic(path) as file:
                 eqx.tree_serialise_leaves(file, state)
@@ -488,16 +495,16 @@ def prepare(name: str, data: Path | None, size: Size, out: Path) -> Domain:
 
     def trained(title: str, network: Any, loss: Callable[..., jax.Array]) -> Any:
         path = out / f"{title}-{name}.eqx"
-        return train(network, loss, images, name, size.updates[name], size.rate[name], path)
+        return train(network, loss, images, name, size, path)
 
-    vae = untrained(lambda key: VAE(size.channels, size.latent, key))
-    # Dark, as the pictures are: to make it so, all units of the layer before would die.
+    vae = untrained(lambda key: VAE(size.channels, size.latent, key), size.seed)
+    # Dark, as the pictures are: to make it so would take the first updates, and units of the layer before.
     vae = eqx.tree_at(lambda vae: vae.decoder[-1].bias, vae, replace_fn=lambda bias: bias - 2.0)
     vae = trained("vae", vae, VAELoss(middles(size), size.entropy, size.mixing[name]))
-    classifier = untrained(lambda key: Classifier(size.channels, key))
+    classifier = untrained(lambda key: Classifier(size.channels, key), size.seed)
     judge = Judge(trained("judge", classifier, classifier_loss))
     codec = Codec(vae, images.pixels, np.eye(size.latent, dtype=np.float32))
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(size.seed)
     variants = [varied(images.pixels, name, rng) for _ in range(size.variants)]
     codes = np.concatenate([codec.encode(pixels) for pixels in (images.pixels, *variants)])
     labels = np.tile(images.labels, 1 + size.variants)
@@ -528,7 +535,13 @@ def fit(task: Task, source: Domain, target: Domain, size: Size, path: Path) -> b
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", brenier.BrenierWarning)  # the table says how good it is
         method = replace(task.method, **size.method)
-        solution = brenier.fit(problem, method, steps=size.steps, checkpoint=checkpoint)
+        solution = brenier.fit(
+            problem,
+            method,
+            steps=size.steps,
+            key=jax.random.key(size.seed),
+            checkpoint=checkpoint,
+        )
     brenier.save(path, solution)
     checkpoint.unlink(missing_ok=True)
     return solution
@@ -619,14 +632,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("latent-images-output"), metavar="FOLDER")
     parser.add_argument("--plain", action="store_true", help="autoencoders that never see a label")
+    parser.add_argument("--seed", type=int, default=0, help="one folder in --out for each")
     parser.add_argument("--quick", action="store_true", help="does it run? small, few steps")
     given = parser.parse_args()
     if given.data is None and not given.quick:
         parser.error("expected --data, the folder that holds mnist/ and fashion_mnist/, or --quick")
-    size = QUICK if given.quick else FULL
+    size = replace(QUICK if given.quick else FULL, seed=given.seed)
     if given.plain:
         size = replace(size, radius=0.0)
     out = given.out / ("quick" if given.quick else "full") / ("plain" if given.plain else "")
+    out /= f"seed-{size.seed}" if size.seed else ""
     out.mkdir(parents=True, exist_ok=True)
 
     domains = {name: prepare(name, given.data, size, out) for name in ("digits", "clothes")}

@@ -220,10 +220,3 @@ def test_scores_by_class(solution):
     mean = np.mean([scores["energy_forward"] for scores in classes.values()])
     assert mean == pytest.approx(solution.scores["energy_forward"], rel=1e-4)
     assert min(scores["kept_forward"] for scores in classes.values()) > 0.8
-
-
-def test_lines_that_have_to_cross_are_not_refined(solution):
-    est = brenier.NCFTransport(refine=True)
-    est.solution_, est.n_features_in_ = solution, 2
-    with pytest.raises(InputError, match="without labels"):
-        est.transform(X)

@@ -299,7 +299,15 @@ def test_refined_lines_are_those_of_a_map_that_is_exact(points, exact_map):
 
 def test_only_characteristics_are_refined(points, flow_map):
     found = fail(2, "transport", flow_map, "x.npy", "--out", "moved.npy", "--refine")
-    assert "map of NCF for --refine" in found
+    assert "map of NCF to refine" in found
+
+
+def test_lines_of_classes_have_to_cross(points, exact_map):
+    solution = brenier.load(exact_map)
+    info = Metadata(solution.info | {"classes": {"a": {}, "b": {}}})
+    brenier.save("labelled.brenier", dataclasses.replace(solution, info=info))
+    found = fail(2, "transport", "labelled.brenier", "x.npy", "--out", "moved.npy", "--refine")
+    assert "without labels" in found
 
 
 def test_transport_between_file_types(points, exact_map):

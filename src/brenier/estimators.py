@@ -294,15 +294,7 @@ class NCFTransport(TransportEstimator):
     @property
     def _transport(self) -> Any:
         transport = super()._transport
-        if not self.refine:
-            return transport
-        if self.solution_.info.get("classes"):
-            # Where classes pass each other, the foot of least action is one of another class.
-            raise InputError(
-                "Expected a fit without labels for refine=True: lines of different classes have to cross. "
-                "Pass refine=False."
-            )
-        return transport.refined()
+        return self.solution_.refined() if self.refine else transport
 
 
 class HOTATransport(TransportEstimator):

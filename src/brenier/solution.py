@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import numpy as np
 
+from brenier.errors import InputError
 from brenier.files import PathLike
-from brenier.transport import Transport
+from brenier.transport import CharacteristicTransport, Transport
 from brenier.typing import Potential
 
 if TYPE_CHECKING:  # what judges a solution is built on it
@@ -89,3 +90,18 @@ class Solution(eqx.Module):
         from brenier.report import write_report
 
         write_report(path, self, Xs, Xt, **options)
+
+    def refined(self) -> Transport:
+        """The lines solved for, so that none cross; see `CharacteristicTransport.refined`.
+
+        Raises:
+            InputError: the map is not one of NCF, or was fit with labels.
+        """
+        if not isinstance(self.transport, CharacteristicTransport):
+            raise InputError("Expected a map of NCF to refine, found one of another method.")
+        if self.info.get("classes"):
+            # Where classes pass each other, the foot of least action is one of another class.
+            raise InputError(
+                "Expected a map that was fit without labels to refine: lines of different classes have to cross."
+            )
+        return self.transport.refined()

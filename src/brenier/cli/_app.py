@@ -403,11 +403,7 @@ def transport(
 
     keep_compiled()
     solution = brenier.load(map_file)
-    transport = solution.transport
-    if refine:
-        if not isinstance(transport, brenier.CharacteristicTransport):
-            raise InputError("Expected a map of NCF for --refine, found one of another method.")
-        transport = transport.refined()
+    transport = solution.refined() if refine else solution.transport
     count = 0
 
     def moved() -> Any:
