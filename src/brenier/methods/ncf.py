@@ -246,16 +246,16 @@ class NCF(CharacteristicMethod):
         With classes the minimum is over the points of the sample's own class: those to which no sample of the batch
         is nearer than one of that class.
         """
-        some = _evenly(len(x), max(classes, 1), max(_PAIRS // len(y), 1))
-        x, at_x = x[some], at_x[some]
-        discrete = at_x[:, None] + cost.pairwise(x, y)
+        blocks, most = max(classes, 1), max(_PAIRS // len(y), 1)
+        some, near = _evenly(len(x), blocks, most * blocks), _evenly(len(x), blocks, most)
+        candidates, worth = x[some], at_x[some]
+        discrete, best = _cheapest(cost, candidates, worth, y, blocks)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
         if classes:
             own = _blocks(y, classes)
-            discrete = jnp.where(_blocks(x, classes)[:, None] == own[None], discrete, jnp.inf)
-            at_proposed = jnp.where(_nearest(x, proposed, classes) == own, at_proposed, jnp.inf)
-        better = jnp.min(discrete, axis=0) < at_proposed
-        start = jnp.where(better[:, None], x[jnp.argmin(discrete, axis=0)], proposed)
+            stayed = _nearest(x[near], proposed, classes) == own
+            at_proposed = jnp.where(stayed, at_proposed, jnp.inf)
+        start = jnp.where((discrete < at_proposed)[:, None], candidates[best], proposed)
         solve = partial(
             solve_feet,
             u.start,
@@ -269,7 +269,7 @@ class NCF(CharacteristicMethod):
         feet = first.points.at[late].set(second.points)
         found = first.misses.at[late].set(second.misses) <= _UNSOLVED * tolerance
         if classes:
-            stayed = _nearest(x, feet, classes) == _blocks(y, classes)
+            stayed = _nearest(x[near], feet, classes) == own
             feet, found = jnp.where(stayed[:, None], feet, start), found & stayed
         return feet, found.astype(x.dtype), first.iterations
 
@@ -292,6 +292,17 @@ def _evenly(count: int, blocks: int, most: int) -> np.ndarray:
     share = min(max(most // blocks, 1), size)
     offsets = np.arange(share) * size // share
     return (np.arange(blocks)[:, None] * size + offsets).ravel()
+
+
+def _cheapest(
+    cost: Cost, x: Float[Array, "n d"], at_x: Float[Array, "n"], y: Float[Array, "m d"], blocks: int
+) -> tuple[Float[Array, "m"], Int[Array, "m"]]:
+    """`min_x [u(0, x) + c(x, y)]` over the samples of the block of each `y`, and the row of the sample it is at."""
+    values = at_x.reshape(blocks, -1, 1) + jax.vmap(cost.pairwise)(
+        *(points.reshape(blocks, -1, points.shape[1]) for points in (x, y))
+    )
+    first = jnp.arange(blocks)[:, None] * values.shape[1]
+    return jnp.min(values, axis=1).ravel(), (jnp.argmin(values, axis=1) + first).ravel()
 
 
 def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
