@@ -17,7 +17,7 @@ from brenier.errors import BrenierWarning, InputError
 from brenier.gaussian import GaussianPotential, gaussian_cost
 from brenier.hamiltonian import forward_map, pde_residual, velocity
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
-from brenier.methods.ncf import _evenly
+from brenier.methods.ncf import _cheapest, _evenly
 from brenier.metrics import total_variance, uvp
 from brenier.networks import MLP, DenseQuadratic, with_zero_head
 from brenier.transport import CharacteristicTransport
@@ -299,6 +299,17 @@ def test_no_foot_is_left_behind_by_the_many_that_arrive_at_once():
 )
 def test_candidates_are_spread_evenly_over_batch_and_classes(count, blocks, most, expected):
     assert _evenly(count, blocks, most).tolist() == expected
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_cheapest_sample_is_one_of_the_own_class(blocks):
+    x, y, worth = X[:12], Y[:9], np.linspace(-1.0, 1.0, 12)
+    values, rows = _cheapest(Quadratic(), *map(jnp.asarray, (x, worth, y)), blocks)
+    every = worth[:, None] + 0.5 * np.sum((x[:, None] - y[None]) ** 2, axis=-1)
+    other = np.arange(12)[:, None] * blocks // 12 != np.arange(9)[None] * blocks // 9
+    every[other] = np.inf
+    np.testing.assert_array_equal(rows, np.argmin(every, axis=0))
+    np.testing.assert_allclose(values, np.min(every, axis=0), rtol=1e-5)
 
 
 def test_feet_of_a_batch_that_is_larger_than_its_candidates(monkeypatch):

@@ -88,7 +88,7 @@ class NCF(CharacteristicMethod):
         steps: planned optimiser steps.
         hj_weight, matching_weight: of the two terms.
         foot_tolerance: share of the target's spread within which a foot has to arrive.
-        foot_iterations: of the solver per step, at most.
+        foot_iterations: of the solver per step, at most; twice as many with classes.
         statistic: "U" (unbiased) or "V" energy distance.
         gaussian_start: start from the closed-form potential between Gaussians with the samples' moments.
 
@@ -261,7 +261,8 @@ class NCF(CharacteristicMethod):
             u.start,
             cost,
             tolerance=tolerance,
-            max_iterations=self.foot_iterations,
+            # Where the foot of least action is another class's, the start is a sample, and the way from it long.
+            max_iterations=self.foot_iterations * (2 if classes else 1),
         )
         first = solve(y, start, enough=_ENOUGH)
         _, late = jax.lax.top_k(first.misses, int(np.ceil((1.0 - _ENOUGH) * len(y))))
