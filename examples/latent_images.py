@@ -20,7 +20,7 @@ Inception FID of the literature, and comparable within one table only. Style is 
 `style` is their correlation before and after, within classes, 1 where a map leaves them alone.
 
 Every result is kept in `--out`, so a second run continues where the first one stopped: remove a file to make it
-again. A little under an hour on one core. `--quick` takes a minute or two and is a smoke run; without `--data` it uses
+again. Forty minutes on one core. `--quick` takes a minute or two and is a smoke run; without `--data` it uses
 the small digits that scikit-learn brings, and their outlines in place of the clothes.
 """
 

@@ -251,8 +251,8 @@ class NCF(CharacteristicMethod):
         candidates, worth = x[some], at_x[some]
         discrete, best = _cheapest(cost, candidates, worth, y, blocks)
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
+        own = _blocks(y, blocks)
         if classes:
-            own = _blocks(y, classes)
             stayed = _nearest(x[near], proposed, classes) == own
             at_proposed = jnp.where(stayed, at_proposed, jnp.inf)
         start = jnp.where((discrete < at_proposed)[:, None], candidates[best], proposed)
