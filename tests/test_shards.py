@@ -10,7 +10,7 @@ import brenier
 from brenier.errors import InputError
 from brenier.points import write_points
 from brenier.samplers import MemmapSampler, as_sampler
-from brenier.shards import NpyShards
+from brenier.shards import NpyShards, _Shard
 
 KEY = jax.random.key(0)
 # Every row is one of a kind, and says in which file it is.
@@ -54,6 +54,14 @@ def test_batches_are_uniform_and_depend_on_their_step_alone(folder):
     for step in (70, 3, 24):
         np.testing.assert_array_equal(other.draw(KEY, step, 1, 250)[0], batches[step])
     assert not np.array_equal(sampler.draw(jax.random.key(1), 0, 1, 250)[0], batches[0])
+
+
+def test_a_file_is_opened_once_for_the_batches_of_many_steps(tmp_path, monkeypatch):
+    sampler, opened = as_sampler(write(tmp_path / "set", ".npy")), []
+    read = _Shard.read
+    monkeypatch.setattr(_Shard, "read", lambda self, rows: opened.append(self) or read(self, rows))
+    assert sampler.draw(KEY, 0, 20, 200).shape == (20, 200, 2)
+    assert len(opened) == 3
 
 
 def test_held_out_rows_are_never_drawn(folder):

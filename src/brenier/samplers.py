@@ -297,9 +297,9 @@ class MemmapSampler(Sampler):
             return jnp.broadcast_to(everything, (count, *everything.shape))
         seed = np.asarray(jax.random.key_data(key)).tolist()
         generators = (np.random.default_rng((*seed, start + i)) for i in range(count))
-        return jnp.asarray(
-            np.stack([self._rows(g.integers(self._count, size=n)[rows]) for g in generators])
-        )
+        chosen = np.stack([g.integers(self._count, size=n)[rows] for g in generators])
+        # Of all steps at once: opening a file takes longer than reading the few rows of it that one step wants.
+        return jnp.asarray(self._rows(chosen.ravel()).reshape(*chosen.shape, self.dim))
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
