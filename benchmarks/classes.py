@@ -1,8 +1,8 @@
 """Classes: how many held-out points keep theirs, with the labels and without.
 
 Each class is a Gaussian cut off at three deviations, so that supports are apart, two deviations and more. Those of the
-source lie on a circle. Those of the target lie on it in another order, so that the cheapest map,
-which moves every point as little as possible, would change the class of nearly all.
+source lie on a circle, those of the target on it in another order, so that the cheapest map, which moves every point as
+little as possible, would change the class of nearly all.
 """
 
 from __future__ import annotations
