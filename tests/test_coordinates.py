@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brenier.coordinates import Frame, FramedPotential, PairCoordinates
+from brenier.coordinates import ClassCoordinates, Frame, FramedPotential, PairCoordinates
 from brenier.costs import Quadratic
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import implicit_residual, pde_residual
@@ -106,3 +106,60 @@ def test_pair_coordinates_of_fewer_samples_than_dimensions_stretch_little():
     x, y = np.random.default_rng(0).normal(size=(2, 30, 40))
     stretch = np.linalg.eigvalsh(PairCoordinates.from_samples(x - x.mean(0), y - y.mean(0)).root)
     assert stretch.max() / stretch.min() < 2.0  # 33 without shrinking
+
+
+def classes(width, target_width):
+    """Samples of two classes that change places, (2 · 40, 2) a side."""
+    places = np.array([[-1.0, 0.0], [1.0, 0.5]])
+    sides = []
+    for centers, w in ((places, width), (places[::-1] * (3.0, 1.0), target_width)):
+        noise = w * np.random.default_rng(0).uniform(-1.0, 1.0, (40, 2))
+        sides.append(np.concatenate([c + noise for c in centers]))
+    return sides
+
+
+@pytest.mark.parametrize(
+    ("widths", "still"),
+    [
+        ((0.3, 0.3), "source"),
+        ((0.3, 2.0), "target"),  # too wide for the places of the source
+        ((1.5, 0.3), None),  # classes that overlap stay
+    ],
+)
+def test_classes_move_where_they_lie_apart(widths, still):
+    x, y = classes(*widths)
+    coordinates = ClassCoordinates.from_samples(x, y, 2)
+    stay = {
+        name: not np.any(getattr(coordinates, f"{name}_moves")) for name in ("source", "target")
+    }
+    assert stay == {name: still in (name, None) for name in ("source", "target")}
+    z, w = coordinates.encode_batch(jnp.asarray(x), jnp.asarray(y))
+    # Where the label is not known, the nearest sample tells it.
+    np.testing.assert_allclose(coordinates.encode_source(x), z, atol=1e-12)
+    np.testing.assert_allclose(coordinates.encode_target(y), w, atol=1e-12)
+    np.testing.assert_allclose(coordinates.decode_source(z), x, atol=1e-12)
+    np.testing.assert_allclose(coordinates.decode_target(w), y, atol=1e-12)
+    if still:
+        means = [np.mean(np.reshape(side, (2, 40, 2)), axis=1) for side in (z, w)]
+        apart = np.linalg.norm(means[0] - means[1], axis=1) / np.linalg.norm(
+            means[0][0] - means[0][1]
+        )
+        assert np.all(apart < 0.5)
+
+
+@pytest.mark.parametrize("widths", [(0.3, 0.3), (0.3, 2.0)])
+def test_slices_by_class_are_those_of_the_problem(widths):
+    """From `u' = 0`, whose map is the identity: `u(1, T(x)) = u(0, x) + ½|x - T(x)|²` for `T` with the class."""
+    x, y = map(jnp.asarray, classes(*widths))
+    coordinates = ClassCoordinates.from_samples(np.asarray(x), np.asarray(y), 2)
+
+    def nothing(t, x):
+        return 0.0 * jnp.sum(x)
+
+    images = coordinates.decode_target(coordinates.encode_source(x))
+    start = jax.vmap(jax.value_and_grad(lambda x: coordinates.start_slice(nothing, x)))
+    end = jax.vmap(jax.value_and_grad(lambda y: coordinates.end_slice(nothing, y)))
+    (before, velocity), (after, arriving) = start(x), end(images)
+    np.testing.assert_allclose(x + velocity, images, atol=1e-12)
+    np.testing.assert_allclose(arriving, velocity, atol=1e-12)
+    np.testing.assert_allclose(after, before + 0.5 * jnp.sum(velocity**2, axis=1), atol=1e-12)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brenier.coordinates import Frame, PairCoordinates
+from brenier.coordinates import ClassCoordinates, Frame, PairCoordinates
 from brenier.costs import (
     CoordinatewisePower,
     Cosh,
@@ -52,9 +52,14 @@ def gaussian(dim):
     return GaussianPotential.from_samples(x, 2.0 * y + 1.0)
 
 
-def hopf_lax(dim):
+def hopf_lax(dim, classes=0):
     start, end = (MLP(dim, (4,), key=jax.random.fold_in(KEY, i)) for i in range(2))
-    pair = PairCoordinates.from_samples(*np.random.default_rng(1).normal(size=(2, 50, dim)))
+    samples = np.random.default_rng(1).normal(size=(2, 50, dim))
+    pair = (
+        ClassCoordinates.from_samples(*samples, classes)
+        if classes
+        else PairCoordinates.from_samples(*samples)
+    )
     return HopfLaxPotential(EndSlices(start, end, jnp.asarray(0.5)), Quadratic(), pair)
 
 
@@ -72,6 +77,7 @@ NETWORKS = {
         jnp.stack([jnp.eye(dim)] * 3),
     ),
     "hopf_lax": hopf_lax,
+    "hopf_lax_by_class": lambda dim: hopf_lax(dim, 2),
 }
 
 

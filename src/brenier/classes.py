@@ -78,7 +78,6 @@ class ClassSampler(Sampler):
         return self._repeated[k, share]
 
     def blocks(self, n: int) -> np.ndarray:
-        """Up to `n` points, as many of each class, one class after the other."""
         share = min(n // len(self._parts), self._smallest)
         return np.concatenate([part.pool(share, 0) for part in self._parts])
 

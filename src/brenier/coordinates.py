@@ -14,12 +14,14 @@ centred at its own mean, a Galilean change of frame, and a pure translation beco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.spatial.distance import cdist
 
 from brenier.costs import Cost, Quadratic, price
 from brenier.gaussian import GaussianPotential
@@ -29,6 +31,9 @@ _STRETCH = (
     1e-6,
     1e6,
 )  # of the linear map: degenerate samples would make the roots useless in float32
+
+_APART = 0.99  # share of samples nearest to one of their own class where classes lie apart
+_KEPT = 4096  # samples a side, at most, that tell of which class a point is
 
 
 class Frame(eqx.Module):
@@ -164,6 +169,10 @@ class PairCoordinates(eqx.Module):
         )
         return cls(root, inverse_root, scale)
 
+    def encode_batch(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """`x'` and `y'` of samples (n, d) and (m, d)."""
+        return self.encode_source(x), self.encode_target(y)
+
     def encode_source(self, x: Any) -> Any:
         """`x'` of source points (n, d) or (d,)."""
         return x @ self.root
@@ -192,3 +201,111 @@ class PairCoordinates(eqx.Module):
         """`u(1, y)` from the slice at t = 1: its conjugate `½|y|² - u(1, y)` is `s² (½|y'|² - u'(1, y'))`."""
         z = self.encode_target(y)
         return 0.5 * (y @ y) - self.scale**2 * (0.5 * (z @ z) - inner(jnp.ones((), y.dtype), z))
+
+
+class ClassCoordinates(eqx.Module):
+    """Pair coordinates of samples with classes, each class of one side moved to where that of the other side is.
+
+    A move of a class adds to the quadratic cost what depends on `x` or on `y` alone, and so leaves the optimal coupling
+    within the class as it is. What is left of the map no longer jumps from class to class, which a smooth network can
+    follow with errors at neighbouring rims only. Classes stay in place where, moved or not, they do not lie apart.
+
+    A point is of the class of the sample nearest to it, among those that are kept.
+
+    Attributes:
+        pair: of the moved points.
+        source_moves, target_moves: what is taken off the points of each class, shape (k, d).
+        source, target: samples in order of the classes, as many of each, shape (k r, d).
+    """
+
+    pair: PairCoordinates
+    source_moves: Float[Array, "k d"]
+    target_moves: Float[Array, "k d"]
+    source: Float[Array, "kr d"]
+    target: Float[Array, "kr d"]
+
+    @classmethod
+    def from_samples(cls, x: np.ndarray, y: np.ndarray, classes: int) -> ClassCoordinates:
+        """From centred samples (n, d) and (m, d), each in blocks of equal length, one a class."""
+        sides = [np.reshape(side, (classes, -1, side.shape[1])) for side in (x, y)]
+        start, end = (side.astype(np.float64).mean(axis=1) for side in sides)
+        nothing = np.zeros_like(start)
+        moves = nothing, nothing
+        if all(map(_lie_apart, sides)):
+            for way in ((nothing, end - start), (start - end, nothing)):
+                if all(map(_lie_apart, _moved(sides, way))):
+                    moves = way
+                    break
+        pair = PairCoordinates.from_samples(
+            *(side.reshape(-1, side.shape[2]) for side in _moved(sides, moves))
+        )
+        # Repeated where there are few: problems with as many classes can be stacked.
+        share = max(_KEPT // classes, 1)
+        kept = (
+            side[:, np.arange(share) % side.shape[1]].reshape(-1, side.shape[2]) for side in sides
+        )
+        return cls(pair, *map(jnp.asarray, (*moves, *kept)))
+
+    def encode_batch(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """`x'` and `y'` of samples (n, d) and (m, d) in blocks of equal length, one a class."""
+        p, q = (
+            jnp.repeat(moves, len(side) // len(moves), axis=0)
+            for side, moves in ((x, self.source_moves), (y, self.target_moves))
+        )
+        return self.pair.encode_batch(x - p, y - q)
+
+    def encode_source(self, x: Any) -> Any:
+        """`x'` of source points (n, d) or (d,)."""
+        return self.pair.encode_source(x - self.source_moves[self._class(x, self.source)])
+
+    def encode_target(self, y: Any) -> Any:
+        """`y'` of target points (n, d) or (d,)."""
+        return self.pair.encode_target(y - self.target_moves[self._class(y, self.target)])
+
+    def decode_source(self, z: Any) -> Any:
+        """The source points (n, d) or (d,) of `x'`."""
+        return self._back(self.pair.decode_source(z), self.source, self.source_moves)
+
+    def decode_target(self, z: Any) -> Any:
+        """The target points (n, d) or (d,) of `y'`."""
+        return self._back(self.pair.decode_target(z), self.target, self.target_moves)
+
+    def start_slice(self, inner: Potential, x: Point) -> Scalar:
+        """`u(0, x)` from the slice at t = 0 of a potential in these coordinates.
+
+        With `x = x̂ + p`, `y = ŷ + q` and `δ = q - p` the cost `½|x - y|²` is `½|x̂ - ŷ|² - δ·x̂ + δ·ŷ + ½|δ|²`.
+        """
+        k = self._class(x, self.source)
+        moved, delta = x - self.source_moves[k], self.target_moves[k] - self.source_moves[k]
+        return self.pair.start_slice(inner, moved) + delta @ moved
+
+    def end_slice(self, inner: Potential, y: Point) -> Scalar:
+        """`u(1, y)` from the slice at t = 1."""
+        k = self._class(y, self.target)
+        moved, delta = y - self.target_moves[k], self.target_moves[k] - self.source_moves[k]
+        return self.pair.end_slice(inner, moved) + delta @ moved + 0.5 * (delta @ delta)
+
+    def _class(self, z: Any, samples: Any) -> Any:
+        def nearest(z: Point) -> Array:
+            return jnp.argmin(jnp.sum((samples - z[None]) ** 2, axis=1))
+
+        share = len(samples) // len(self.source_moves)
+        return jnp.vectorize(nearest, signature="(d)->()")(z) // share
+
+    def _back(self, z: Any, samples: Any, moves: Any) -> Any:
+        there = samples - jnp.repeat(moves, len(samples) // len(moves), axis=0)
+        return z + moves[self._class(z, there)]
+
+
+def _moved(sides: Sequence[np.ndarray], moves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [side - move[:, None] for side, move in zip(sides, moves, strict=True)]
+
+
+def _lie_apart(side: np.ndarray) -> bool:
+    """Whether samples (k, n, d) have one of their own class for their nearest."""
+    side = side[:, : max(_KEPT // len(side), 2)]
+    points = side.reshape(-1, side.shape[2])
+    distances = cdist(points, points)
+    np.fill_diagonal(distances, np.inf)
+    own = np.arange(len(points))
+    return bool(np.mean(distances.argmin(1) // side.shape[1] == own // side.shape[1]) >= _APART)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from brenier.coordinates import PairCoordinates
+from brenier.coordinates import ClassCoordinates, PairCoordinates
 from brenier.costs import Cost
 from brenier.hamiltonian import backward_map, forward_map
 from brenier.typing import Point, Points, Potential, Scalar
@@ -215,7 +215,7 @@ class HopfLaxPotential(eqx.Module):
 
     slices: EndSlices
     cost: Cost
-    coordinates: PairCoordinates | None = None
+    coordinates: PairCoordinates | ClassCoordinates | None = None
 
     def start(self, x: Point) -> Scalar:
         """`u(0, x)`."""
@@ -302,7 +302,7 @@ class Envelope(eqx.Module):
     start: Potential
     end: Potential
     cost: Cost
-    coordinates: PairCoordinates | None
+    coordinates: PairCoordinates | ClassCoordinates | None
     tolerance: float = eqx.field(static=True)
 
     def foot(self, y: Point) -> Point:

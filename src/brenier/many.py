@@ -205,12 +205,12 @@ def _expect_one_kind(runs: Sequence[Run]) -> None:
     def kind(run: Run) -> tuple[Any, ...]:
         batch = run.method.batch
         sides = (run.inner.source.batch(batch), run.inner.target.batch(batch))
-        return run.inner.dtype.name, *sides
+        return run.inner.dtype.name, *sides, len(run.inner.classes)
 
     first = kind(runs[0])
     for i, run in enumerate(runs):
         if kind(run) != first:
-            found = "{}, batches of {} and {} points"
+            found = "{}, batches of {} and {} points, {} classes"
             raise InputError(
                 f"Expected problems of one kind, found {found.format(*first)} in the first and "
                 f"{found.format(*kind(run))} in number {i}; solve each kind in a call of its own."

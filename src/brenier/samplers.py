@@ -128,6 +128,10 @@ class Sampler(abc.ABC):
     def pool(self, n: int, seed: int) -> np.ndarray:
         """Up to `n` distinct points on the host, for moments, bounding boxes and validation."""
 
+    def blocks(self, n: int) -> np.ndarray:
+        """Up to `n` points on the host, as many of each class, one class after the other."""
+        return self.pool(n, 0)
+
     @abc.abstractmethod
     def split(self, n: int, seed: int) -> tuple[Sampler, np.ndarray]:
         """A sampler of the rest and `n` held-out points, disjoint where the set is finite."""

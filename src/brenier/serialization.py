@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brenier.coordinates import Frame, PairCoordinates
+from brenier.coordinates import ClassCoordinates, Frame, PairCoordinates
 from brenier.costs import (
     CoordinatewisePower,
     Cosh,
@@ -64,6 +64,7 @@ CLASSES: dict[str, type] = {
     for cls in (
         Block,
         CharacteristicTransport,
+        ClassCoordinates,
         Comoving,
         Convolution,
         ConvPotential,

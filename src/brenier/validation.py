@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
-from brenier.classes import ClassSampler
 from brenier.discrepancies import classwise_energy_distance
 from brenier.gaussian import GaussianPotential
 from brenier.metrics import noise_band, round_trip
@@ -87,7 +86,7 @@ class HeldOut:
 
     def _bands(self, sampler: Sampler, held: np.ndarray, n: int, m: int, key: Key) -> list[float]:
         n, m = n // self.blocks, m // self.blocks
-        pool = _blocks(sampler, MAX_HELD_OUT)
+        pool = sampler.blocks(MAX_HELD_OUT)
         pools = zip(*(np.split(a, self.blocks) for a in (held, pool)), strict=True)
         return [noise_band(np.concatenate(both), n, m, key=key) for both in pools]
 
@@ -155,7 +154,7 @@ def dual_cost(
     if problem.classes:
         sides = problem.source, problem.target
         least = min(MAX_HELD_OUT, *(side.evenly or MAX_HELD_OUT for side in sides))
-        pools = tuple(_blocks(side, least) for side in sides)
+        pools = tuple(side.blocks(least) for side in sides)
         sizes = tuple(len(pool) for pool in pools)
     else:
         pools = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
@@ -210,14 +209,9 @@ def verdict(scores: dict[str, Any]) -> str:
     return words
 
 
-def _blocks(sampler: Sampler, n: int) -> np.ndarray:
-    """Up to `n` points, in blocks of equal length where there are classes."""
-    return sampler.blocks(n) if isinstance(sampler, ClassSampler) else sampler.pool(n, 0)
-
-
 def _kept(points: np.ndarray, side: Sampler, blocks: int) -> np.ndarray:
     """By class, the share of the points (n, d), in blocks, whose nearest sample of a side is of their class."""
-    samples = _blocks(side, 8 * MAX_HELD_OUT)
+    samples = side.blocks(8 * MAX_HELD_OUT)
     nearest = KDTree(samples).query(points)[1] // (len(samples) // blocks)
     own = np.arange(len(points)) // (len(points) // blocks)
     return (nearest == own).reshape(blocks, -1).mean(axis=1)

@@ -182,11 +182,12 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         loss: Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]],
         state: CharacteristicState,
         progress: jax.Array,
+        share: float = 1.0,
     ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
-        """One optimiser step down the gradient of `loss`, and the running average."""
+        """One optimiser step, or a share of it, down the gradient of `loss`, and the running average."""
         grads, metrics = jax.grad(loss, has_aux=True)(state.network)
         updates, optimizer = self._optimizer().update(grads, state.optimizer, state.network)
-        rate = decay(self.schedule, progress, _FINAL_RATE)
+        rate = share * decay(self.schedule, progress, _FINAL_RATE)
         network = jax.tree.map(
             lambda p, g: p + rate.astype(p.dtype) * g.astype(p.dtype), state.network, updates
         )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from brenier.coordinates import Frame, PairCoordinates
+from brenier.coordinates import ClassCoordinates, Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
 from brenier.hamiltonian import implicit_residual
@@ -40,6 +40,8 @@ DUAL: dict[str, Any] = {
 }
 """What the dual takes in place of the default preset's values."""
 
+_CLASSWISE = 0.5
+"""Share of the learning rate where there are classes: what is left of the map in `ClassCoordinates` is small."""
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
 _PAIRS = 1024**2  # compared a step, at most: all of a default batch
 _ENOUGH = 0.9  # share of the feet that all have to wait for; the others are solved on their own
@@ -76,7 +78,7 @@ class NCF(CharacteristicMethod):
         widths: of the network's layers, where it has several; by dimension where left out.
         activation: see `brenier.networks.ACTIVATIONS`; by dimension and cost where left out.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
-        learning_rate: peak step size of a named optimiser.
+        learning_rate: peak step size of a named optimiser; the dual halves it where there are classes.
         schedule: "cosine" or "linear" decay over the whole run, or "constant".
         averaging: decay of the running average of the weights that is delivered; 0 delivers the last iterate.
         batch_size: samples a side and step.
@@ -87,8 +89,8 @@ class NCF(CharacteristicMethod):
         scale_inputs: centre and scale the data by one common scalar (undone in every output).
         steps: planned optimiser steps.
         hj_weight, matching_weight: of the two terms.
-        foot_tolerance: share of the target's spread within which a foot has to arrive.
-        foot_iterations: of the solver per step, at most; twice as many with classes.
+        foot_tolerance: share of the target's spread, or of that of its classes, within which a foot has to arrive.
+        foot_iterations: of the solver per step, at most.
         statistic: "U" (unbiased) or "V" energy distance.
         gaussian_start: start from the closed-form potential between Gaussians with the samples' moments.
 
@@ -150,8 +152,13 @@ class NCF(CharacteristicMethod):
         slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
         pair = None
         if self.pair_coordinates and isinstance(problem.cost, Quadratic):
-            pool = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-            pair = cast(PairCoordinates.from_samples(*pool), problem.dtype)
+            sides = problem.source, problem.target
+            if problem.classes:
+                x, y = (np.asarray(side.draw(key, 0, 1, POOL)[0]) for side in sides)
+                pair = ClassCoordinates.from_samples(x, y, len(problem.classes))
+            else:
+                pair = PairCoordinates.from_samples(*(side.pool(POOL, 0) for side in sides))
+            pair = cast(pair, problem.dtype)
         return CharacteristicState(
             network=slices,
             averaged=slices,
@@ -171,11 +178,12 @@ class NCF(CharacteristicMethod):
     ) -> tuple[CharacteristicState, dict[str, jax.Array]]:
         if self.objective == "energy":
             return super().step(problem, state, batch, key, progress)
-        x, y = _in_pair_coordinates(state.base, *batch)
+        x, y = batch if state.base is None else state.base.encode_batch(*batch)
         return self.update(
             lambda slices: self._dual_loss(slices, problem.cost, x, y, len(problem.classes)),
             state,
             progress,
+            _CLASSWISE if problem.classes else 1.0,
         )
 
     def _dual_loss(
@@ -189,7 +197,9 @@ class NCF(CharacteristicMethod):
         momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
         preimages = jax.lax.stop_gradient(y - jax.vmap(cost.grad_hamiltonian)(momenta))
         at_x = _at_start(u, x)
-        tolerance = self.foot_tolerance * jnp.sqrt(jnp.sum(jnp.var(y, axis=0)))
+        by_class = y.reshape(max(classes, 1), -1, y.shape[1])
+        spread = jnp.sqrt(jnp.mean(jnp.sum(jnp.var(by_class, axis=1), axis=1)))
+        tolerance = self.foot_tolerance * spread
         # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
         feet, found, iterations = jax.lax.stop_gradient(
             self._feet(
@@ -261,8 +271,7 @@ class NCF(CharacteristicMethod):
             u.start,
             cost,
             tolerance=tolerance,
-            # Where the foot of least action is another class's, the start is a sample, and the way from it long.
-            max_iterations=self.foot_iterations * (2 if classes else 1),
+            max_iterations=self.foot_iterations,
         )
         first = solve(y, start, enough=_ENOUGH)
         _, late = jax.lax.top_k(first.misses, int(np.ceil((1.0 - _ENOUGH) * len(y))))
@@ -314,9 +323,3 @@ def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
 def _nearest(x: Float[Array, "n d"], points: Float[Array, "m d"], classes: int) -> Int[Array, "m"]:
     """The class of the sample in the batch `x` that is nearest to each of `points`."""
     return jnp.argmin(Quadratic().pairwise(x, points), axis=0) // (len(x) // classes)
-
-
-def _in_pair_coordinates(
-    pair: PairCoordinates | None, x: Float[Array, "n d"], y: Float[Array, "m d"]
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-    return (x, y) if pair is None else (pair.encode_source(x), pair.encode_target(y))
