@@ -33,7 +33,7 @@ _STRETCH = (
 )  # of the linear map: degenerate samples would make the roots useless in float32
 
 _APART = 0.99  # share of samples nearest to one of their own class where classes lie apart
-_KEPT = 4096  # samples a side, at most, that tell of which class a point is
+_KEPT = 2048  # samples a side, at most, that tell of which class a point is
 
 
 class Frame(eqx.Module):
@@ -286,11 +286,15 @@ class ClassCoordinates(eqx.Module):
         return self.pair.end_slice(inner, moved) + delta @ moved + 0.5 * (delta @ delta)
 
     def _class(self, z: Any, samples: Any) -> Any:
-        def nearest(z: Point) -> Array:
-            return jnp.argmin(jnp.sum((samples - z[None]) ** 2, axis=1))
+        by_class = jnp.reshape(samples, (len(self.source_moves), -1, samples.shape[1]))
+        halves = 0.5 * jnp.sum(by_class**2, axis=2)
 
-        share = len(samples) // len(self.source_moves)
-        return jnp.vectorize(nearest, signature="(d)->()")(z) // share
+        def nearest(z: Point) -> Array:
+            # The least of each class first: XLA on a CPU is slow at finding where a minimum is.
+            products = jnp.matmul(by_class, z, precision="highest")
+            return jnp.argmin(jnp.min(halves - products, axis=1))
+
+        return jnp.vectorize(nearest, signature="(d)->()")(z)
 
     def _back(self, z: Any, samples: Any, moves: Any) -> Any:
         there = samples - jnp.repeat(moves, len(samples) // len(moves), axis=0)
