@@ -51,7 +51,7 @@ OURS: dict[str, tuple[str, Method[Any], brenier.HOTA]] = {
 
 
 def run(options: Options) -> None:
-    for seed in options.seeds[:1]:
+    for seed in options.seeds:
         for name in OURS:
             if options.wants({"pair": name}):
                 _run(options, name, seed)
