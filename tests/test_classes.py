@@ -12,6 +12,7 @@ import brenier
 from brenier.classes import ClassSampler, check_labels
 from brenier.discrepancies import classwise_energy_distance, energy_distance
 from brenier.errors import BrenierWarning, InputError, UnsupportedProblemError
+from brenier.metrics import crossing_share
 from brenier.samplers import ArraySampler
 
 KEY = jax.random.key(0)
@@ -208,6 +209,13 @@ def test_classes_are_kept(solution):
     y, ys = blobs(AWAY, (200, 200, 200))
     assert kept(solution.transport.forward(x), AWAY, xs) > 0.95
     assert kept(solution.transport.inverse(y), CENTERS, ys) > 0.95
+    if solution.info["method"]["objective"] == "dual":
+        for points, images, labels in (
+            (x, solution.transport.forward(x), xs),
+            (y, solution.transport.inverse(y), ys),
+        ):
+            for name in NAMES:
+                assert crossing_share(points[labels == name], images[labels == name]) == 0.0
 
 
 def test_scores_by_class(solution):
