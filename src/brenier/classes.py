@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from brenier.errors import BrenierWarning, InputError
 from brenier.samplers import EVERY, ArraySampler, Encode, Sampler, as_sampler
-from brenier.typing import Key
+from brenier.typing import Key, Point
 
 UNLABELLED = -1
 """The label of a point without one, as in POT."""
@@ -138,6 +139,21 @@ def with_classes(
     order = sorted(parts[0], key=_order)
     source_sampler, target_sampler = (ClassSampler({k: side[k] for k in order}) for side in parts)
     return source_sampler, target_sampler
+
+
+def nearest_class(
+    points: Float[Array, "*n d"], samples: Float[Array, "kr d"], classes: int
+) -> Int[Array, "*n"]:
+    """The class of the sample that is nearest to each point, of samples in blocks of equal length, one a class."""
+    blocks = jnp.reshape(samples, (classes, -1, samples.shape[1]))
+    halves = 0.5 * jnp.sum(blocks**2, axis=2)
+
+    def nearest(point: Point) -> Int[Array, ""]:
+        # The least of each class first: XLA on a CPU is slow at finding where a minimum is.
+        products = jnp.matmul(blocks, point, precision="highest")
+        return jnp.argmin(jnp.min(halves - products, axis=1))
+
+    return jnp.vectorize(nearest, signature="(d)->()")(points)
 
 
 def check_labels(labels: Any, n: int, name: str = "labels") -> np.ndarray:

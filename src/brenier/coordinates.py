@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.spatial.distance import cdist
 
+from brenier.classes import nearest_class
 from brenier.costs import Cost, Quadratic, price
 from brenier.gaussian import GaussianPotential
 from brenier.typing import Point, Potential, Scalar
@@ -286,15 +287,7 @@ class ClassCoordinates(eqx.Module):
         return self.pair.end_slice(inner, moved) + delta @ moved + 0.5 * (delta @ delta)
 
     def _class(self, z: Any, samples: Any) -> Any:
-        by_class = jnp.reshape(samples, (len(self.source_moves), -1, samples.shape[1]))
-        halves = 0.5 * jnp.sum(by_class**2, axis=2)
-
-        def nearest(z: Point) -> Array:
-            # The least of each class first: XLA on a CPU is slow at finding where a minimum is.
-            products = jnp.matmul(by_class, z, precision="highest")
-            return jnp.argmin(jnp.min(halves - products, axis=1))
-
-        return jnp.vectorize(nearest, signature="(d)->()")(z)
+        return nearest_class(z, samples, len(self.source_moves))
 
     def _back(self, z: Any, samples: Any, moves: Any) -> Any:
         there = samples - jnp.repeat(moves, len(samples) // len(moves), axis=0)
@@ -306,7 +299,7 @@ def _moved(sides: Sequence[np.ndarray], moves: Sequence[np.ndarray]) -> list[np.
 
 
 def _lie_apart(side: np.ndarray) -> bool:
-    """Whether samples (k, n, d) have one of their own class for their nearest."""
+    """Whether nearly all samples (k, n, d) have one of their own class for their nearest."""
     side = side[:, : max(_KEPT // len(side), 2)]
     points = side.reshape(-1, side.shape[2])
     distances = cdist(points, points)

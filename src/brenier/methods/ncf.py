@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from brenier.classes import nearest_class
 from brenier.coordinates import ClassCoordinates, Frame, PairCoordinates
 from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
@@ -263,7 +264,7 @@ class NCF(CharacteristicMethod):
         at_proposed = _at_start(u, proposed) + jax.vmap(cost.static)(proposed, y)
         own = _blocks(y, blocks)
         if classes:
-            stayed = _nearest(x[near], proposed, classes) == own
+            stayed = nearest_class(proposed, x[near], classes) == own
             at_proposed = jnp.where(stayed, at_proposed, jnp.inf)
         start = jnp.where((discrete < at_proposed)[:, None], candidates[best], proposed)
         solve = partial(
@@ -279,7 +280,7 @@ class NCF(CharacteristicMethod):
         feet = first.points.at[late].set(second.points)
         found = first.misses.at[late].set(second.misses) <= _UNSOLVED * tolerance
         if classes:
-            stayed = _nearest(x[near], feet, classes) == own
+            stayed = nearest_class(feet, x[near], classes) == own
             feet, found = jnp.where(stayed[:, None], feet, start), found & stayed
         return feet, found.astype(x.dtype), first.iterations
 
@@ -318,8 +319,3 @@ def _cheapest(
 def _blocks(x: Points, classes: int) -> Int[Array, "n"]:
     """The class of each point of a batch."""
     return jnp.arange(len(x)) // (len(x) // classes)
-
-
-def _nearest(x: Float[Array, "n d"], points: Float[Array, "m d"], classes: int) -> Int[Array, "m"]:
-    """The class of the sample in the batch `x` that is nearest to each of `points`."""
-    return jnp.argmin(Quadratic().pairwise(x, points), axis=0) // (len(x) // classes)
