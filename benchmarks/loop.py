@@ -92,7 +92,7 @@ def _chunks(method: Method[Any], posed: brenier.TransportProblem, key: Any) -> t
 
     def inputs(step: int) -> tuple[Any, ...]:
         source, target = (
-            side.draw(jax.random.fold_in(key, i), step, CHUNK, method.batch)
+            side.draw(jax.random.fold_in(key, i), step, CHUNK, method.batch(posed))
             for i, side in enumerate((posed.source, posed.target))
         )
         keys = jax.random.split(jax.random.fold_in(key, step), CHUNK)

@@ -92,7 +92,7 @@ def _measure(kind: str, gigabytes: float, steps: int, seed: int) -> Record:
             warnings.simplefilter("ignore", brenier.BrenierWarning)
             brenier.fit(
                 problem,
-                brenier.NCF(),
+                brenier.NCF(batch_size=1024),
                 key=jax.random.key(seed),
                 steps=steps,
                 early_stopping=False,

@@ -54,7 +54,8 @@ def _compare(options: Options, preset: str, dim: int, seed: int) -> None:
     method: Any = brenier.NCF(preset=preset, objective="energy", **sizes)  # type: ignore[arg-type]
     exact = brenier.datasets.gaussian_pair(dim, seed)
     keys = jax.random.split(jax.random.key(seed), 4)
-    x, y = exact.source(keys[0], method.batch), exact.target(keys[1], method.batch)
+    size = method.batch(brenier.TransportProblem(exact.source, exact.target))
+    x, y = exact.source(keys[0], size), exact.target(keys[1], size)
     problem = brenier.TransportProblem(np.asarray(x), np.asarray(y))
     state = method.init(problem, keys[2])
 
@@ -62,7 +63,7 @@ def _compare(options: Options, preset: str, dim: int, seed: int) -> None:
     theirs = torch_ncf.DenseQuadratic(dim, widths, method.activation)
     _copy_weights(state.network, theirs)
     xt, yt = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y))
-    distances = torch_ncf.faster_distances(method.batch, dim)
+    distances = torch_ncf.faster_distances(size, dim)
     place = {"box": torch_ncf.in_box, "path": torch_ncf.on_paths}[method.collocation]
     collocation = place(xt, yt, method.collocation_size)
     difference = _loss_difference(method, state.network, theirs, x, y, distances)

@@ -152,6 +152,23 @@ def test_the_solver_keeps_its_best_and_its_limits():
     assert int(short.iterations) == 3
 
 
+def test_feet_in_stages_are_those_of_one():
+    y = jnp.asarray(Y)
+    feet = jnp.asarray(EXACT.inverse(Y))
+    some = feet[::10]
+    off = jnp.logspace(-6, 0, len(some))[:, None]
+    start = feet.at[::10].add(off * jnp.ones_like(some))  # the others are there
+    options = {"tolerance": 1e-8, "max_iterations": 40}
+    one = solve_feet(EXACT, Quadratic(), y, start, **options)
+    more = solve_feet(EXACT, Quadratic(), y, start, enough=(0.5, 0.95, 1.0), **options)
+    assert int(one.iterations) > 0
+    assert int(more.iterations) == 0
+    assert more.misses.max() <= 1e-8
+    np.testing.assert_allclose(more.points, one.points, atol=1e-7)
+    last = solve_feet(EXACT, Quadratic(), y, start, enough=(0.5, 0.95), **options)
+    assert 0.95 <= np.mean(last.misses <= 1e-8) < 1.0
+
+
 def test_pair_coordinates_keep_the_inner_products():
     pair = PairCoordinates.from_samples(X, Y)
     z, w = pair.encode_source(jnp.asarray(X)), pair.encode_target(jnp.asarray(Y))
@@ -236,21 +253,32 @@ def test_pair_coordinates_are_for_the_quadratic_cost():
 @pytest.mark.parametrize(
     ("dim", "options", "expected"),
     [
-        (4, {}, "celu"),
-        (5, {}, "gelu"),
-        (16, {}, "gelu"),
-        (17, {}, "celu"),
-        (8, {"activation": "softplus"}, "softplus"),
-        (8, {"objective": "energy"}, "celu"),
-        (8, {"preset": "published"}, "celu"),
+        (4, {}, ["celu", "celu"]),
+        (5, {}, ["sharp_gelu", "gelu"]),
+        (16, {}, ["sharp_gelu", "gelu"]),
+        (17, {}, ["celu", "celu"]),
+        (8, {"activation": "softplus"}, ["softplus", "softplus"]),
+        (8, {"objective": "energy"}, ["celu"]),
+        (8, {"preset": "published"}, ["celu"]),
     ],
 )
 def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
     points = RNG.normal(size=(40, dim))
     method = brenier.NCF(widths=(8, 8, 4), **options)
     state = method.init(brenier.TransportProblem(points, points + 1.0), jax.random.key(0))
-    first = jax.tree.leaves(state.network, is_leaf=lambda node: isinstance(node, DenseQuadratic))[0]
-    assert first.activation == expected
+    nodes = jax.tree.leaves(state.network, is_leaf=lambda node: isinstance(node, DenseQuadratic))
+    assert [u.activation for u in nodes if isinstance(u, DenseQuadratic)] == expected
+
+
+@pytest.mark.parametrize(
+    ("dim", "options", "expected"),
+    [(4, {}, 1024), (5, {}, 2048), (16, {}, 2048), (17, {}, 1024), (8, {"batch_size": 64}, 64)]
+    + [(8, {"objective": "energy"}, 1024), (8, {"preset": "published"}, 2000)],
+)
+def test_batches_by_dimension_unless_a_size_is_given(dim, options, expected):
+    points = RNG.normal(size=(40, dim))
+    problem = brenier.TransportProblem(points, points + 1.0)
+    assert brenier.NCF(**options).batch(problem) == expected
 
 
 @pytest.mark.parametrize(

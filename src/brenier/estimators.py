@@ -211,7 +211,7 @@ class NCFTransport(TransportEstimator):
         objective: "dual" (our default) or "energy"; see `brenier.NCF`.
         cost: one of `brenier.costs`; quadratic by default.
         steps: optimiser steps planned; early stopping may end sooner.
-        batch_size: samples a side and step.
+        batch_size: samples a side and step; by dimension where left out.
         learning_rate: peak step size.
         network: "dense_quadratic", "mlp", "resnet" or an equinox module `u(t, x)`.
         optimizer: "muon", "adam" or an optax transformation.

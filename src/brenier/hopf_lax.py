@@ -6,12 +6,14 @@ formula is the conjugate of the Kantorovich dual, `E_ν u(1, ·) - E_μ u(0, ·)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from brenier.coordinates import ClassCoordinates, PairCoordinates
@@ -38,7 +40,7 @@ class Feet(NamedTuple):
         points: the feet, shape (n, d).
         values: `u(0, x) + c(x, y)` at them, shape (n,).
         misses: `|T(x) - y|` at them, shape (n,).
-        iterations: evaluations of the map beyond the first.
+        iterations: evaluations of the map beyond the first, in the first stage.
     """
 
     points: Float[Array, "n d"]
@@ -54,7 +56,7 @@ def solve_feet(
     start: Points,
     *,
     tolerance: Scalar | float,
-    enough: float = 1.0,
+    enough: Sequence[float] = (1.0,),
     max_iterations: int = 100,
     spread: float | None = None,
 ) -> Feet:
@@ -71,8 +73,9 @@ def solve_feet(
         y: where the characteristics shall arrive, shape (n, d).
         start: first guesses, shape (n, d).
         tolerance: on `|T(x) - y|`.
-        enough: share of the points within tolerance at which the iteration ends.
-        max_iterations: at which it ends in any case.
+        enough: share of the points within tolerance at which the iteration ends. Each of several, in rising order, ends
+            a stage, and the next one goes on with the rest alone: those that are farthest from their targets.
+        max_iterations: at which a stage ends in any case.
         spread: root mean square distance of all there is from its mean; that of `y` by default.
 
     References:
@@ -84,7 +87,7 @@ def solve_feet(
     rounding, tiny = 8 * float(jnp.finfo(y.dtype).eps), float(jnp.finfo(y.dtype).tiny)
     resting = _RESTING * tolerance
 
-    def evaluate(x: Points) -> tuple[Float[Array, "n"], Points, Float[Array, "n"]]:
+    def evaluate(x: Points, y: Points) -> tuple[Float[Array, "n"], Points, Float[Array, "n"]]:
         def one(x: Point, y: Point) -> tuple[Scalar, Point, Scalar]:
             value, p = jax.value_and_grad(lambda x: u(jnp.zeros((), x.dtype), x))(x)
             paid = cost.static(x, y)
@@ -94,12 +97,7 @@ def solve_feet(
 
         return jax.vmap(one)(x, y)
 
-    def unfinished(carry):
-        k, (_, _, misfit, _), *_ = carry
-        arrived = jnp.mean(_norm(misfit) <= tolerance) >= enough
-        return (k < 0) | ((k < max_iterations) & ~arrived)
-
-    def iterate(carry):
+    def iterate(carry, y):
         k, (x, value, misfit, doubt), recent, older, radius = carry
         plain = _RELAXATION * misfit
         (dx1, df1), (dx2, df2) = recent, older
@@ -111,7 +109,7 @@ def solve_feet(
         # of misfits near the tolerance would decide where feet are.
         haste = jnp.clip((_norm(misfit) - resting) / (0.5 * resting + tiny), 0.0, 1.0)
         step = step * (haste * jnp.minimum(1.0, radius / (_norm(step) + 1e-9)))[:, None]
-        new = (x + step, *evaluate(x + step))
+        new = (x + step, *evaluate(x + step, y))
         first_look = k < 0
         taken = first_look | (new[1] <= value + doubt)
         # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
@@ -130,8 +128,28 @@ def solve_feet(
     # The first round goes nowhere and evaluates the start: the potential is compiled once.
     unknown = jnp.full(len(y), jnp.inf, y.dtype)
     nowhere = (start, unknown, jnp.zeros_like(start), unknown)
-    first = (jnp.full((), -1, jnp.int32), nowhere, nothing, nothing, radius)
-    iterations, (x, values, misfit, _), *_ = jax.lax.while_loop(unfinished, iterate, first)
+    rows = nowhere, nothing, nothing, radius
+
+    def stage(k: int, share: float, rows: Any, y: Points) -> tuple[Int[Array, ""], Any]:
+        def unfinished(carry):
+            k, (_, _, misfit, _), *_ = carry
+            arrived = jnp.mean(_norm(misfit) <= tolerance) >= share
+            return (k < 0) | ((k < max_iterations) & ~arrived)
+
+        start = (jnp.full((), k, jnp.int32), *rows)
+        done, *rows = jax.lax.while_loop(unfinished, lambda carry: iterate(carry, y), start)
+        return done, tuple(rows)
+
+    iterations, rows = stage(-1, enough[0], rows, y)
+    for before, share in pairwise(enough):
+        left = int(np.ceil((1.0 - before) * len(y)))
+        _, late = jax.lax.top_k(_norm(rows[0][2]), left)
+        share_of_late = 1.0 - (1.0 - share) * len(y) / left
+        leaves, structure = jax.tree.flatten(rows)
+        _, moved = stage(0, share_of_late, structure.unflatten(a[late] for a in leaves), y[late])
+        moved = jax.tree.leaves(moved)
+        rows = structure.unflatten(a.at[late].set(b) for a, b in zip(leaves, moved, strict=True))
+    x, values, misfit, _ = rows[0]
     return Feet(x, values, _norm(misfit), iterations)
 
 
@@ -255,7 +273,13 @@ class HopfLaxPotential(eqx.Module):
         proposed = jax.vmap(lambda y: backward_map(end, self.cost, y))(inner_y)
         tolerance = 1e-3 * jnp.sqrt(jnp.sum(jnp.var(inner_y, axis=0)))
         feet = solve_feet(
-            start, self.cost, inner_y, proposed, tolerance=tolerance, enough=0.99, max_iterations=15
+            start,
+            self.cost,
+            inner_y,
+            proposed,
+            tolerance=tolerance,
+            enough=(0.99,),
+            max_iterations=15,
         ).points
         if pair is not None:
             feet = pair.decode_source(feet)

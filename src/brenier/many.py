@@ -101,7 +101,7 @@ def _drive(runs: Sequence[Run]) -> None:
     cores, width = 1, len(runs)
     if jax.default_backend() == "cpu":
         cores = min(_cores(), len(runs))
-        width = max(1, _CACHED // runs[0].inner.source.batch(runs[0].method.batch))
+        width = max(1, _CACHED // _batches(runs[0])[0])
     # As many for every core, all of one width: one program.
     count = cores * math.ceil(len(runs) / (cores * width))
     width = math.ceil(len(runs) / count)
@@ -201,11 +201,15 @@ def _stacked(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def _batches(run: Run) -> tuple[int, int]:
+    """Points of a batch of either side."""
+    n = run.method.batch(run.inner)
+    return run.inner.source.batch(n), run.inner.target.batch(n)
+
+
 def _expect_one_kind(runs: Sequence[Run]) -> None:
     def kind(run: Run) -> tuple[Any, ...]:
-        batch = run.method.batch
-        sides = (run.inner.source.batch(batch), run.inner.target.batch(batch))
-        return run.inner.dtype.name, *sides, len(run.inner.classes)
+        return run.inner.dtype.name, *_batches(run), len(run.inner.classes)
 
     first = kind(runs[0])
     for i, run in enumerate(runs):

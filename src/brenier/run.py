@@ -132,7 +132,7 @@ class Run:
         self.mesh, self.hosts = mesh, hosts or Hosts()
         if mesh is not None:
             for side in (self.inner.source, self.inner.target):
-                check_shares(mesh, side.batch(method.batch))
+                check_shares(mesh, side.batch(method.batch(self.inner)))
         self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
         self.kept = self.programs.extract(self.state)
         self.earlier = 0.0  # seconds spent before a resume
@@ -172,7 +172,7 @@ class Run:
         return source, target
 
     def _draw_side(self, side: Sampler, stream: Key, step: int) -> jax.Array:
-        n = self.method.batch
+        n = self.method.batch(self.inner)
         options: dict[str, Any] = {"stratified": self.method.stratified}
         if self.hosts.count > 1:
             options["rows"] = self.hosts.share(side.batch(n))

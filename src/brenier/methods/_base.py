@@ -43,9 +43,8 @@ class Method(abc.ABC, Generic[State]):
     def planned_steps(self) -> int:
         """Optimiser steps when the caller of `fit` names neither steps nor a time budget."""
 
-    @property
     @abc.abstractmethod
-    def batch(self) -> int:
+    def batch(self, problem: TransportProblem) -> int:
         """Samples drawn from each side per step."""
 
     @property
@@ -138,8 +137,7 @@ class PresetMethod(Method[State]):
     def planned_steps(self) -> int:
         return self.steps
 
-    @property
-    def batch(self) -> int:
+    def batch(self, problem: TransportProblem) -> int:
         return self.batch_size
 
     @property

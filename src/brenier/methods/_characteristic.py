@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-3,
         "schedule": "cosine",
         "averaging": 0.99,
-        "batch_size": 1024,
+        "batch_size": None,
         "anchor": "both",
         "hj_weight": 10.0,
         "collocation": "path",
@@ -138,11 +138,20 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         refuse_bent_paths(problem, type(self).__name__)
         if self.gaussian_start:
             refuse_other_costs(problem, "gaussian_start=True")
-        if problem.classes and self.batch < 2 * len(problem.classes):
+        batch = self.batch(problem)
+        if problem.classes and batch < 2 * len(problem.classes):
             raise InputError(
                 f"Expected batch_size to hold two points of each of {len(problem.classes)} classes, "
-                f"found {self.batch}."
+                f"found {batch}."
             )
+
+    def batch(self, problem: TransportProblem) -> int:
+        return self.default_batch(problem) if self.batch_size is None else self.batch_size
+
+    def default_batch(self, problem: TransportProblem) -> int:
+        """Our batch size for a problem, as measured."""
+        del problem
+        return 1024
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
@@ -202,7 +211,9 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         return CharacteristicTransport(with_base(state.base, state.averaged), frame, problem.cost)
 
     def _check_options(self, expected: Expected) -> None:
-        expected.whole("steps", "batch_size", "collocation_size", least=2)
+        expected.whole("steps", "collocation_size", least=2)
+        if self.batch_size is not None:
+            expected.whole("batch_size", least=2)
         expected.number("hj_weight", "matching_weight", test=lambda v: v >= 0.0, what=">= 0")
         expected.learning_rate("learning_rate")
         expected.number("averaging", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)")
@@ -269,10 +280,10 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             return Design("mlp", (64,) * 4 if dim <= 4 else (128, 128, 128, 64), "softplus")
         return Design("dense_quadratic", (256, 256, 128) if dim >= 48 else (128, 128, 64), "celu")
 
-    def _network(self, problem: TransportProblem, key: Key) -> eqx.Module:
+    def _network(self, problem: TransportProblem, key: Key, **which: Any) -> eqx.Module:
         if isinstance(self.network, eqx.Module):
             return self.network
-        default = self.default_network(problem)
+        default = self.default_network(problem, **which)
         name = default.name if self.network is None else self.network
         activation = default.activation if self.activation is None else self.activation
         options: dict[str, Any] = {"activation": activation, "key": key}
