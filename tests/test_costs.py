@@ -177,11 +177,12 @@ def test_the_pull_on_a_proposal_is_how_far_it_is_off():
     cost = Power(3)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(12, 2)))
     method = brenier.NCF(foot_tolerance=1e-9, foot_iterations=500, hj_weight=0.0)
+    problem = brenier.TransportProblem(np.asarray(x), 1.7 * np.asarray(x), cost=cost)
     p = jnp.asarray([0.01, 0.0])
 
     def loss(p):
         slices = EndSlices(Dilation(cost), Tilt(p), jnp.zeros(()))
-        return method._dual_loss(slices, cost, x, 1.7 * x, 0)[0]
+        return method._dual_loss(slices, problem, x, 1.7 * x)[0]
 
     off = cost.grad_hamiltonian(p) - 0.7 * x.mean(0)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(p), 2 * off, atol=1e-7)

@@ -272,8 +272,15 @@ def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
 
 @pytest.mark.parametrize(
     ("dim", "options", "expected"),
-    [(4, {}, 1024), (5, {}, 2048), (16, {}, 2048), (17, {}, 1024), (8, {"batch_size": 64}, 64)]
-    + [(8, {"objective": "energy"}, 1024), (8, {"preset": "published"}, 2000)],
+    [
+        (4, {}, 1024),
+        (5, {}, 2048),
+        (16, {}, 2048),
+        (17, {}, 1024),
+        (8, {"batch_size": 64}, 64),
+        (8, {"objective": "energy"}, 1024),
+        (8, {"preset": "published"}, 2000),
+    ],
 )
 def test_batches_by_dimension_unless_a_size_is_given(dim, options, expected):
     points = RNG.normal(size=(40, dim))

@@ -94,7 +94,8 @@ class NCF(CharacteristicMethod):
         scale_inputs: centre and scale the data by one common scalar (undone in every output).
         steps: planned optimiser steps.
         hj_weight, matching_weight: of the two terms.
-        foot_tolerance: share of the target's spread, or of that of its classes, within which a foot has to arrive.
+        foot_tolerance: share of the target's spread, or of that of its classes, within which a foot has to arrive; by
+            dimension where left out.
         foot_iterations: of the solver per step, at most.
         statistic: "U" (unbiased) or "V" energy distance.
         gaussian_start: start from the closed-form potential between Gaussians with the samples' moments.
@@ -113,7 +114,7 @@ class NCF(CharacteristicMethod):
     anchor: Anchor = FROM_PRESET
     objective: Objective = FROM_PRESET
     pair_coordinates: bool = FROM_PRESET
-    foot_tolerance: float = 0.02
+    foot_tolerance: float | None = None
     foot_iterations: int = 12
 
     def __post_init__(self) -> None:
@@ -147,13 +148,18 @@ class NCF(CharacteristicMethod):
         # there are classes, what is left of the map is small.
         if dim <= 4:
             return Design("dense_quadratic", (64, 64, 64, 32), "celu")
-        if dim > _MEDIUM or problem.classes:
+        if not _middling(problem):
             return Design("dense_quadratic", (128, 128, 64), "celu" if dim > _MEDIUM else "gelu")
         return Design("dense_quadratic", (96, 96, 96, 48), "gelu" if last else "sharp_gelu")
 
     def default_batch(self, problem: TransportProblem) -> int:
-        limited = self.objective == "dual" and 4 < problem.dim <= _MEDIUM and not problem.classes
-        return 2048 if limited else super().default_batch(problem)
+        finer = self.objective == "dual" and _middling(problem)
+        return 2048 if finer else super().default_batch(problem)
+
+    def _tolerance(self, problem: TransportProblem) -> float:
+        if self.foot_tolerance is not None:
+            return self.foot_tolerance
+        return 0.014 if _middling(problem) else 0.02
 
     # -- the dual ------------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class NCF(CharacteristicMethod):
             return super().step(problem, state, batch, key, progress)
         x, y = batch if state.base is None else state.base.encode_batch(*batch)
         return self.update(
-            lambda slices: self._dual_loss(slices, problem.cost, x, y, len(problem.classes)),
+            lambda slices: self._dual_loss(slices, problem, x, y),
             state,
             progress,
             _CLASSWISE if problem.classes else 1.0,
@@ -205,17 +211,17 @@ class NCF(CharacteristicMethod):
     def _dual_loss(
         self,
         u: EndSlices,
-        cost: Cost,
+        problem: TransportProblem,
         x: Float[Array, "n d"],
         y: Float[Array, "m d"],
-        classes: int,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        cost, classes = problem.cost, len(problem.classes)
         momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
         preimages = jax.lax.stop_gradient(y - jax.vmap(cost.grad_hamiltonian)(momenta))
         at_x = _at_start(u, x)
         by_class = y.reshape(max(classes, 1), -1, y.shape[1])
         spread = jnp.sqrt(jnp.mean(jnp.sum(jnp.var(by_class, axis=1), axis=1)))
-        tolerance = self.foot_tolerance * spread
+        tolerance = self._tolerance(problem) * spread
         # The envelope theorem: at the minimiser the value does not depend on how the minimiser moves.
         feet, found, iterations = jax.lax.stop_gradient(
             self._feet(
@@ -304,6 +310,11 @@ class NCF(CharacteristicMethod):
             return super().extract(problem, state, frame)
         potential = HopfLaxPotential(state.averaged, problem.cost, state.base)
         return CharacteristicTransport(potential, frame, problem.cost)
+
+
+def _middling(problem: TransportProblem) -> bool:
+    """Whether a finer recipe pays: in the plane it only takes longer, in many dimensions it leaves too few steps."""
+    return 4 < problem.dim <= _MEDIUM and not problem.classes
 
 
 def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
