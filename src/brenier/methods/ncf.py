@@ -45,11 +45,8 @@ _CLASSWISE = 0.5
 """Share of the learning rate where there are classes: what is left of the map in `ClassCoordinates` is small."""
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
 _PAIRS = 1024**2  # compared a step, at most
-_ENOUGH = (
-    0.8,
-    0.97,
-    1.0,
-)  # shares of the feet that have arrived, after which the others are solved on their own
+_ENOUGH = (0.8, 0.97, 1.0)
+"""Shares of the feet that have arrived, after each of which the others are solved on their own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
