@@ -23,7 +23,12 @@ from brenier.typing import Point, Points, Potential, Scalar
 
 T = TypeVar("T")
 
-_RELAXATION = 0.7
+_MEMORY = 3
+_RELAXATION, _FIRST = (
+    0.5,
+    0.2,
+)  # share of the misfit in a step, and in one that no step before tells more about
+_DAMPING = 1e-2
 _NEWTON_STEPS = 40
 _RESTING = 0.8  # tolerances from its target within which a foot rests; half as much beyond, steps are whole
 _FOOT_ITERATIONS = 60
@@ -63,7 +68,7 @@ def solve_feet(
     """The points `x` with `T(x) = x + ∇H(∇u(0, x)) = y`, for a batch at once.
 
     A descent of `u(0, x) + c(x, y)`, whose minimiser over `x` is the foot: the misfit `y - T(x)` is a descent
-    direction for every convex cost. Steps are Anderson's, with a memory of two; one that would raise the value is
+    direction for every convex cost. Steps are Anderson's, with a memory of three; one that would raise the value is
     not taken, and the next one is a short step along the misfit. So a point that starts below every other valley
     ends in its own, never on a ridge or a saddle between two, where `T(x) = y` holds as well. Points that are
     already there rest, at no gain in time, but so that others do not decide where they end.
@@ -98,11 +103,14 @@ def solve_feet(
         return jax.vmap(one)(x, y)
 
     def iterate(carry, y):
-        k, (x, value, misfit, doubt), recent, older, radius = carry
-        plain = _RELAXATION * misfit
-        (dx1, df1), (dx2, df2) = recent, older
-        c1, c2 = _least_squares(df1, df2, misfit)
-        step = plain - c1 * (dx1 + _RELAXATION * df1) - c2 * (dx2 + _RELAXATION * df2)
+        k, (x, value, misfit, doubt), memory, radius = carry
+        remembers = _norm(memory[0][0]) > 0.0
+        share = jnp.where(remembers, _RELAXATION, _FIRST)[:, None]
+        plain = share * misfit
+        weights = _least_squares([df for _, df in memory], misfit)
+        step = plain - sum(
+            w * (dx + share * df) for w, (dx, df) in zip(weights, memory, strict=True)
+        )
         downhill = jnp.sum(step * misfit, axis=1) > 0.0
         step = _choose(downhill, step, plain)
         # Were all to move until the last has arrived, or each by a whole step or none, then round-off
@@ -113,22 +121,21 @@ def solve_feet(
         first_look = k < 0
         taken = first_look | (new[1] <= value + doubt)
         # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
-        was_plain = (_norm(dx1) == 0.0) | ~downhill
+        was_plain = ~remembers | ~downhill
         shorter = jnp.where(was_plain, 0.25 * _norm(step), radius)
         radius = jnp.where(taken, jnp.minimum(2.0 * radius, longest), shorter)
         here = _choose(taken, new, (x, value, misfit, doubt))
-        nothing = jax.tree.map(jnp.zeros_like, recent)
-        recent, older = _choose(
-            taken & ~first_look, ((step, new[2] - misfit), recent), (nothing, nothing)
-        )
-        return k + 1, here, recent, older, radius
+        longer = ((step, new[2] - misfit), *memory[:-1])
+        forgotten = jax.tree.map(jnp.zeros_like, memory)
+        memory = _choose(taken & ~first_look, longer, forgotten)
+        return k + 1, here, memory, radius
 
-    nothing = (jnp.zeros_like(start), jnp.zeros_like(start))
     radius = jnp.full(len(y), longest)
     # The first round goes nowhere and evaluates the start: the potential is compiled once.
     unknown = jnp.full(len(y), jnp.inf, y.dtype)
     nowhere = (start, unknown, jnp.zeros_like(start), unknown)
-    rows = nowhere, nothing, nothing, radius
+    nothing = ((jnp.zeros_like(start), jnp.zeros_like(start)),) * _MEMORY
+    rows = nowhere, nothing, radius
 
     def stage(k: int, share: float, rows: Any, y: Points) -> tuple[Int[Array, ""], Any]:
         def unfinished(carry):
@@ -178,13 +185,24 @@ def _newton(misfit: Callable[[Point], Point], x: Point) -> Point:
     return jax.lax.while_loop(unfinished, iterate, first)[1]
 
 
-def _least_squares(a: Points, b: Points, f: Points) -> tuple[jax.Array, jax.Array]:
-    """Per row, the coefficients that bring `c1 a + c2 b` closest to `f`; zero where `a` and `b` are."""
-    tiny = jnp.finfo(f.dtype).tiny ** 0.5
-    aa, bb = (jnp.sum(v * v, axis=1) * (1.0 + 1e-4) + tiny for v in (a, b))
-    ab, af, bf = (jnp.sum(v * w, axis=1) for v, w in ((a, b), (a, f), (b, f)))
-    det = aa * bb - ab**2
-    return ((bb * af - ab * bf) / det)[:, None], ((aa * bf - ab * af) / det)[:, None]
+def _least_squares(columns: Sequence[Points], f: Points) -> list[Float[Array, "n 1"]]:
+    """Per row, the weights of the sum of columns that is closest to `f`, damped; zero where a column is."""
+    tiny = float(jnp.finfo(f.dtype).tiny) ** 0.5
+    numbers = range(len(columns))
+    gram = [[jnp.sum(a * b, axis=1) for b in columns] for a in columns]
+    for i in numbers:
+        gram[i][i] = gram[i][i] * (1.0 + _DAMPING) + tiny
+    found = [jnp.sum(a * f, axis=1) for a in columns]
+    # Elimination by hand: a library's solver of many systems as small as these takes longer than a network.
+    for i in numbers:
+        for j in numbers[i + 1 :]:
+            share = gram[j][i] / gram[i][i]
+            gram[j] = [b - share * a for a, b in zip(gram[i], gram[j], strict=True)]
+            found[j] = found[j] - share * found[i]
+    for i in reversed(numbers):
+        known = sum(gram[i][j] * found[j] for j in numbers[i + 1 :])
+        found[i] = (found[i] - known) / gram[i][i]
+    return [weight[:, None] for weight in found]
 
 
 def _choose(which: Bool[Array, "n"], yes: T, no: T) -> T:

@@ -77,9 +77,13 @@ class DenseQuadratic(eqx.Module):
         act = activation(self.activation)
         if len(self.squared[0]) > len(x) + 1:  # radial
             x = with_radius(x)
-        z = jnp.concatenate([t[None], x])
+
+        def of_input(weight: Float[Array, "in out"]) -> Float[Array, "out"]:
+            # Time apart: where it is the same for all points, as in a slice, its part is computed once.
+            return t * weight[0] + x @ weight[1:]
+
         skips = [
-            (z @ squared) ** 2 + z @ linear + bias
+            of_input(squared) ** 2 + of_input(linear) + bias
             for squared, linear, bias in zip(self.squared, self.linear, self.biases, strict=True)
         ]
         h = skips[0]
