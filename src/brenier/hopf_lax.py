@@ -23,11 +23,9 @@ from brenier.typing import Point, Points, Potential, Scalar
 
 T = TypeVar("T")
 
-_MEMORY = 3
-_RELAXATION, _FIRST = (
-    0.5,
-    0.2,
-)  # share of the misfit in a step, and in one that no step before tells more about
+_MEMORY = 3  # steps
+_RELAXATION = 0.5  # share of the misfit in a step
+_FIRST = 0.2  # the same where no step before tells how much the map stretches
 _DAMPING = 1e-2
 _NEWTON_STEPS = 40
 _RESTING = 0.8  # tolerances from its target within which a foot rests; half as much beyond, steps are whole
@@ -121,7 +119,7 @@ def solve_feet(
         first_look = k < 0
         taken = first_look | (new[1] <= value + doubt)
         # A refused step of Anderson's says that the memory misleads; only a refused plain one was too long.
-        was_plain = ~remembers | ~downhill
+        was_plain = ~(remembers & downhill)
         shorter = jnp.where(was_plain, 0.25 * _norm(step), radius)
         radius = jnp.where(taken, jnp.minimum(2.0 * radius, longest), shorter)
         here = _choose(taken, new, (x, value, misfit, doubt))
