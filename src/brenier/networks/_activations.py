@@ -26,6 +26,18 @@ def _softplus_jvp(primals, tangents):
     return softplus(a), jax.nn.sigmoid(a) * da
 
 
+@jax.custom_jvp
+def celu(a: jax.Array) -> jax.Array:
+    """`a` above zero and `exp(a) - 1` below; that of JAX takes half as long again, for digits that a sum loses."""
+    return jnp.maximum(a, 0.0) + (jnp.exp(jnp.minimum(a, 0.0)) - 1.0)
+
+
+@celu.defjvp
+def _celu_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    return celu(a), jnp.exp(jnp.minimum(a, 0.0)) * da
+
+
 def sharp_gelu(a: jax.Array) -> jax.Array:
     """`a P(Z ≤ a)` with `Z` normal of deviation ½, where that of "gelu" is 1 (Hendrycks and Gimpel 2016)."""
     return 0.5 * jax.nn.gelu(2.0 * a)
@@ -33,7 +45,7 @@ def sharp_gelu(a: jax.Array) -> jax.Array:
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softplus": softplus,
-    "celu": jax.nn.celu,
+    "celu": celu,
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "sharp_gelu": sharp_gelu,
