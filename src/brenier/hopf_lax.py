@@ -22,6 +22,7 @@ from brenier.hamiltonian import backward_map, forward_map
 from brenier.typing import Point, Points, Potential, Scalar
 
 T = TypeVar("T")
+Columns = Float[Array, "d n"]
 
 _MEMORY = 3  # steps
 _RELAXATION = 0.5  # share of the misfit in a step
@@ -89,8 +90,10 @@ def solve_feet(
     )
     rounding, tiny = 8 * float(jnp.finfo(y.dtype).eps), float(jnp.finfo(y.dtype).tiny)
     resting = _RESTING * tolerance
+    # A column a point: sums over the few coordinates of many points are fast along the points alone.
+    y, start = y.T, start.T
 
-    def evaluate(x: Points, y: Points) -> tuple[Float[Array, "n"], Points, Float[Array, "n"]]:
+    def evaluate(x: Columns, y: Columns) -> tuple[Float[Array, "n"], Columns, Float[Array, "n"]]:
         def one(x: Point, y: Point) -> tuple[Scalar, Point, Scalar]:
             value, p = jax.value_and_grad(lambda x: u(jnp.zeros((), x.dtype), x))(x)
             paid = cost.static(x, y)
@@ -98,23 +101,23 @@ def solve_feet(
             doubt = rounding * (1.0 + jnp.abs(value) + jnp.abs(paid))
             return value + paid, y - x - cost.grad_hamiltonian(p), doubt
 
-        return jax.vmap(one)(x, y)
+        return jax.vmap(one, in_axes=1, out_axes=(0, 1, 0))(x, y)
 
     def iterate(carry, y):
         k, (x, value, misfit, doubt), memory, radius = carry
         remembers = _norm(memory[0][0]) > 0.0
-        share = jnp.where(remembers, _RELAXATION, _FIRST)[:, None]
+        share = jnp.where(remembers, _RELAXATION, _FIRST)[None]
         plain = share * misfit
         weights = _least_squares([df for _, df in memory], misfit)
         step = plain - sum(
-            w * (dx + share * df) for w, (dx, df) in zip(weights, memory, strict=True)
+            w[None] * (dx + share * df) for w, (dx, df) in zip(weights, memory, strict=True)
         )
-        downhill = jnp.sum(step * misfit, axis=1) > 0.0
+        downhill = jnp.sum(step * misfit, axis=0) > 0.0
         step = _choose(downhill, step, plain)
         # Were all to move until the last has arrived, or each by a whole step or none, then round-off
         # of misfits near the tolerance would decide where feet are.
         haste = jnp.clip((_norm(misfit) - resting) / (0.5 * resting + tiny), 0.0, 1.0)
-        step = step * (haste * jnp.minimum(1.0, radius / (_norm(step) + 1e-9)))[:, None]
+        step = step * (haste * jnp.minimum(1.0, radius / (_norm(step) + 1e-9)))[None]
         new = (x + step, *evaluate(x + step, y))
         first_look = k < 0
         taken = first_look | (new[1] <= value + doubt)
@@ -128,34 +131,42 @@ def solve_feet(
         memory = _choose(taken & ~first_look, longer, forgotten)
         return k + 1, here, memory, radius
 
-    radius = jnp.full(len(y), longest)
+    n = y.shape[1]
+    radius = jnp.full(n, longest)
     # The first round goes nowhere and evaluates the start: the potential is compiled once.
-    unknown = jnp.full(len(y), jnp.inf, y.dtype)
+    unknown = jnp.full(n, jnp.inf, y.dtype)
     nowhere = (start, unknown, jnp.zeros_like(start), unknown)
     nothing = ((jnp.zeros_like(start), jnp.zeros_like(start)),) * _MEMORY
-    rows = nowhere, nothing, radius
+    columns = nowhere, nothing, radius
 
-    def stage(k: int, share: float, rows: Any, y: Points) -> tuple[Int[Array, ""], Any]:
+    def stage(k: int, share: float, columns: Any, y: Columns) -> tuple[Int[Array, ""], Any]:
         def unfinished(carry):
             k, (_, _, misfit, _), *_ = carry
             arrived = jnp.mean(_norm(misfit) <= tolerance) >= share
             return (k < 0) | ((k < max_iterations) & ~arrived)
 
-        start = (jnp.full((), k, jnp.int32), *rows)
-        done, *rows = jax.lax.while_loop(unfinished, lambda carry: iterate(carry, y), start)
-        return done, tuple(rows)
+        start = (jnp.full((), k, jnp.int32), *columns)
+        done, *columns = jax.lax.while_loop(unfinished, lambda carry: iterate(carry, y), start)
+        return done, tuple(columns)
 
-    iterations, rows = stage(-1, enough[0], rows, y)
+    iterations, columns = stage(-1, enough[0], columns, y)
     for before, share in pairwise(enough):
-        left = int(np.ceil((1.0 - before) * len(y)))
-        _, late = jax.lax.top_k(_norm(rows[0][2]), left)
-        share_of_late = 1.0 - (1.0 - share) * len(y) / left
-        leaves, structure = jax.tree.flatten(rows)
-        _, moved = stage(0, share_of_late, structure.unflatten(a[late] for a in leaves), y[late])
-        moved = jax.tree.leaves(moved)
-        rows = structure.unflatten(a.at[late].set(b) for a, b in zip(leaves, moved, strict=True))
-    x, values, misfit, _ = rows[0]
-    return Feet(x, values, _norm(misfit), iterations)
+        left = int(np.ceil((1.0 - before) * n))
+        _, late = jax.lax.top_k(_norm(columns[0][2]), left)
+        share_of_late = 1.0 - (1.0 - share) * n / left
+        # All that is known of them in one array: to take and put back many would take longer than a stage.
+        leaves, structure = jax.tree.flatten(columns)
+        heights = [a.shape[0] if a.ndim > 1 else 1 for a in leaves]
+        known = jnp.concatenate([a.reshape(-1, n) for a in (*leaves, y)])
+        *theirs, late_y = _split(known[:, late], [*heights, len(y)])
+        theirs = [t.reshape(*a.shape[:-1], left) for t, a in zip(theirs, leaves, strict=True)]
+        _, moved = stage(0, share_of_late, structure.unflatten(theirs), late_y)
+        moved = jnp.concatenate([a.reshape(-1, left) for a in (*jax.tree.leaves(moved), late_y)])
+        known = _split(known.at[:, late].set(moved), [*heights, len(y)])[:-1]
+        known = [k.reshape(a.shape) for k, a in zip(known, leaves, strict=True)]
+        columns = structure.unflatten(known)
+    x, values, misfit, _ = columns[0]
+    return Feet(x.T, values, _norm(misfit), iterations)
 
 
 def _solved(linear: Callable[[Point], Point], y: Point) -> Point:
@@ -183,14 +194,14 @@ def _newton(misfit: Callable[[Point], Point], x: Point) -> Point:
     return jax.lax.while_loop(unfinished, iterate, first)[1]
 
 
-def _least_squares(columns: Sequence[Points], f: Points) -> list[Float[Array, "n 1"]]:
-    """Per row, the weights of the sum of columns that is closest to `f`, damped; zero where a column is."""
+def _least_squares(vectors: Sequence[Columns], f: Columns) -> list[Float[Array, "n"]]:
+    """Per column, the weights of the sum of vectors that is closest to `f`, damped; zero where a vector is."""
     tiny = float(jnp.finfo(f.dtype).tiny) ** 0.5
-    numbers = range(len(columns))
-    gram = [[jnp.sum(a * b, axis=1) for b in columns] for a in columns]
+    numbers = range(len(vectors))
+    gram = [[jnp.sum(a * b, axis=0) for b in vectors] for a in vectors]
     for i in numbers:
         gram[i][i] = gram[i][i] * (1.0 + _DAMPING) + tiny
-    found = [jnp.sum(a * f, axis=1) for a in columns]
+    found = [jnp.sum(a * f, axis=0) for a in vectors]
     # Elimination by hand: a library's solver of many systems as small as these takes longer than a network.
     for i in numbers:
         for j in numbers[i + 1 :]:
@@ -200,18 +211,22 @@ def _least_squares(columns: Sequence[Points], f: Points) -> list[Float[Array, "n
     for i in reversed(numbers):
         known = sum(gram[i][j] * found[j] for j in numbers[i + 1 :])
         found[i] = (found[i] - known) / gram[i][i]
-    return [weight[:, None] for weight in found]
+    return found
 
 
 def _choose(which: Bool[Array, "n"], yes: T, no: T) -> T:
-    """Row by row."""
+    """Column by column."""
     return jax.tree.map(
-        lambda a, b: jnp.where(which[(...,) + (None,) * (a.ndim - 1)], a, b), yes, no
+        lambda a, b: jnp.where(which if a.ndim == 1 else which[None], a, b), yes, no
     )
 
 
-def _norm(x: Points) -> Float[Array, "n"]:
-    return jnp.sqrt(jnp.sum(x * x, axis=1))
+def _split(rows: Array, heights: Sequence[int]) -> list[Array]:
+    return jnp.split(rows, np.cumsum(heights)[:-1])
+
+
+def _norm(x: Columns) -> Float[Array, "n"]:
+    return jnp.sqrt(jnp.sum(x * x, axis=0))
 
 
 class EndSlices(eqx.Module):
