@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from brenier.errors import BrenierWarning, InputError
 from brenier.samplers import EVERY, ArraySampler, Encode, Sampler, as_sampler
-from brenier.typing import Key, Point
+from brenier.typing import ArrayLike, Key, Point
 
 UNLABELLED = -1
 """The label of a point without one, as in POT."""
@@ -59,7 +59,7 @@ class ClassSampler(Sampler):
         *,
         stratified: bool = False,
         rows: slice = EVERY,
-    ) -> jax.Array:
+    ) -> ArrayLike:
         share = self.batch(n) // len(self._parts)
         blocks = [
             self._part(k, share).draw(
@@ -67,7 +67,8 @@ class ClassSampler(Sampler):
             )
             for k in range(len(self._parts))
         ]
-        return jnp.concatenate(blocks, axis=1)[:, rows]
+        join = np if isinstance(blocks[0], np.ndarray) else jnp
+        return join.concatenate(blocks, axis=1)[:, rows]
 
     def _part(self, k: int, share: int) -> ArraySampler:
         """The sampler of a class; its points are repeated where it has fewer than its share."""

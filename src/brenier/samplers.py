@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from brenier.errors import InputError
-from brenier.typing import Key
+from brenier.typing import ArrayLike, Key
 
 Encode = Callable[[Any], Any]
 
@@ -116,7 +116,7 @@ class Sampler(abc.ABC):
         *,
         stratified: bool = False,
         rows: slice = EVERY,
-    ) -> jax.Array:
+    ) -> ArrayLike:
         """The batches of steps `start` to `start + count`, shape (count, min(n, size), d).
 
         The batch of a step depends on the key and the step alone, not on how steps are grouped. A set of at most
@@ -183,24 +183,40 @@ class ArraySampler(Sampler):
         *,
         stratified: bool = False,
         rows: slice = EVERY,
-    ) -> jax.Array:
+    ) -> ArrayLike:
         n = self.batch(n)
+        array = self._near()
+        if n == len(self.array):
+            whole = array[rows]
+            spread = np if isinstance(whole, np.ndarray) else jnp
+            return spread.broadcast_to(whole, (count, *whole.shape))
+        stream = tuple(np.asarray(jax.random.key_data(key)).tolist())
+        per_epoch = len(self.array) // n
+        parts, step = [], start
+        while step < start + count:
+            epoch, first = divmod(step, per_epoch)
+            last = min(per_epoch, first + start + count - step)
+            parts.append(self._epoch((*stream, epoch), n, stratified)[first:last, rows])
+            step += last - first
+        chosen = np.concatenate(parts)
+        return array[chosen] if isinstance(array, np.ndarray) else _taken(array, chosen)
+
+    def _near(self) -> ArrayLike:
+        """The points where batches are taken: on an accelerator if there is one.
+
+        On a CPU a program that takes some would wait for the steps that it is to be done beside.
+        """
+        if jax.default_backend() == "cpu":
+            return self.array
         if self._device is None:
             self._device = jnp.asarray(self.array)
-        if n == len(self.array):
-            whole = self._device[rows]
-            return jnp.broadcast_to(whole, (count, *whole.shape))
-        stream = tuple(np.asarray(jax.random.key_data(key)).tolist())
-        steps = range(start, start + count)
-        chosen = np.stack([self._rows(stream, step, n, stratified)[rows] for step in steps])
-        return _taken(self._device, chosen)
+        return self._device
 
-    def _rows(self, stream: tuple[int, ...], step: int, n: int, stratified: bool) -> np.ndarray:
-        per_epoch = len(self.array) // n
-        epoch, batch = divmod(step, per_epoch)
-        seed = (*stream, epoch)
+    def _epoch(self, seed: tuple[int, ...], n: int, stratified: bool) -> np.ndarray:
+        """Rows of the batches of an epoch, shape (batches, n)."""
         if self._batches[0] != (seed, n, stratified):
             rng = np.random.default_rng(seed)
+            per_epoch = len(self.array) // n
             # A rest that fills no batch is left out of the epoch, another one each time.
             if stratified and per_epoch > 1:
                 if self._cells[0] != n:
@@ -212,7 +228,7 @@ class ArraySampler(Sampler):
             else:
                 order = rng.permutation(len(self.array))[: n * per_epoch].reshape(per_epoch, n)
             self._batches = ((seed, n, stratified), order)
-        return self._batches[1][batch]
+        return self._batches[1]
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         if n >= len(self.array):
@@ -294,7 +310,7 @@ class MemmapSampler(Sampler):
         *,
         stratified: bool = False,
         rows: slice = EVERY,
-    ) -> jax.Array:
+    ) -> ArrayLike:
         del stratified  # reading everything would defeat the purpose
         n = self.batch(n)
         if n == self._count:
@@ -366,7 +382,7 @@ class FunctionSampler(Sampler):
         *,
         stratified: bool = False,
         rows: slice = EVERY,
-    ) -> jax.Array:
+    ) -> ArrayLike:
         del stratified  # samples are made as they are needed
         keys = jax.vmap(partial(jax.random.fold_in, key))(start + jnp.arange(count))
         if not self._traceable:
