@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cache, partial
 from typing import Any
@@ -26,6 +26,7 @@ from brenier.run import Chunk, Run
 from brenier.solution import Solution
 from brenier.transport import Transport
 from brenier.typing import Key
+from brenier.validation import Candidate, Look, look_at_all, split_sides
 
 _CACHED = 1024
 """Points of a side, over all problems of a stack on a CPU, whose activations stay in the cache of a core."""
@@ -54,7 +55,7 @@ def fit_many(
     Args:
         problems: of one dimension, precision and cost, with batches of one size: sides smaller than the method's batch
             must be equally many. Without noise, state cost and drift.
-        method: how to solve all of them.
+        method: how to solve all of them. What it leaves to the number of samples goes by the smallest problem.
         key: of all randomness; `jax.random.key(0)` by default.
         steps, time_budget, validation, early_stopping: as in `fit`, for each; the time is that of all together.
 
@@ -84,6 +85,9 @@ def fit_many(
                 "solve each kind in a call of its own."
             )
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(problems))
+    least = min(range(len(problems)), key=lambda i: problems[i].samples)
+    source, target, *_ = split_sides(problems[least], validation, keys[least])
+    method = method.settled(problems[least].replace(source=source, target=target))
     with jax.default_matmul_precision("highest"):
         options = (steps, time_budget, validation, early_stopping)
         first = Run(problems[0], method, keys[0], *options)
@@ -143,9 +147,12 @@ class _Stack:
         self.alone = width == 1
         if not self.alone:
             self.missing = width - len(runs)
-            self.state = _stacked([run.state for run in (*runs, *[runs[-1]] * self.missing)])
-            for run in runs:
-                run.state = None
+            everyone = (*runs, *[runs[-1]] * self.missing)
+            self.state = _stacked([run.state for run in everyone])
+            self.held_out = _held_out(everyone)
+            starts = self._candidates(partial(_stacked, [run.kept for run in everyone]))
+            for run, start in zip(runs, starts, strict=False):
+                run.state, run.first = None, start
             self.inputs: list[Any] = [None] * len(runs)
 
     def chunk(self) -> Sequence[Chunk | None]:
@@ -173,18 +180,43 @@ class _Stack:
         for run in self.runs:
             run.plan.compile_seconds += compiled - start
             run.plan.run_seconds += done - compiled
-        # One program for all maps, and only where some run looks at its own.
-        transports = cache(partial(self.programs.extract, self.state))
+        candidates = self._candidates(partial(self.programs.extract, self.state))
         return [
-            ({name: values[i] for name, values in columns.items()}, partial(_member, transports, i))
+            ({name: values[i] for name, values in columns.items()}, candidates[i])
             for i in range(len(self.runs))
         ]
+
+    def _candidates(self, maps: Callable[[], Transport]) -> list[Candidate]:
+        """The map of each run: one program for all of them, and one that looks at all, once a run looks at its own."""
+        maps, method = cache(maps), self.runs[0].method
+        look: Any = None
+        if self.held_out is not None:
+            x, y, blocks = self.held_out
+            found = cache(
+                lambda: jax.device_get(look_at_all(maps(), x, y, blocks, method.converges))
+            )
+            look = partial(partial, _rows, found)
+        return [
+            Candidate(partial(_member, maps, i), look and look(i)) for i in range(len(self.runs))
+        ]
+
+
+def _held_out(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Their held-out points with a leading axis, and in how many classes, where they have equally many."""
+    every = [run.held_out for run in runs if run.held_out is not None]
+    if len({(held.x.shape, held.y.shape) for held in every}) != 1 or len(every) < len(runs):
+        return None
+    return np.stack([h.x for h in every]), np.stack([h.y for h in every]), every[0].blocks
+
+
+def _rows(found: Callable[[], Look], i: int) -> Look:
+    return jax.tree.map(lambda a: a[i], found())
 
 
 def _resting(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same batches, and no steps."""
-    xs, ys, keys, count, *rest = inputs
-    return (xs, ys, keys, np.zeros_like(count), *rest)
+    *batches, count, start, slope = inputs
+    return (*batches, np.zeros_like(count), start, slope)
 
 
 def _member(transports: Any, i: int) -> Transport:
@@ -196,9 +228,20 @@ def _picked(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda a: a[i], tree)
 
 
-@jax.jit
 def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    """Trees as one, with a leading axis; what is on the host stays there."""
+    leaves, structures = zip(*(jax.tree.flatten(tree) for tree in trees), strict=True)
+    columns = list(zip(*leaves, strict=True))
+    there = [i for i, column in enumerate(columns) if not isinstance(column[0], np.ndarray)]
+    stacks = dict(zip(there, _on_device([columns[i] for i in there]), strict=True))
+    return structures[0].unflatten(
+        [stacks[i] if i in stacks else np.stack(column) for i, column in enumerate(columns)]
+    )
+
+
+@jax.jit
+def _on_device(columns: Any) -> Any:
+    return [jnp.stack(column) for column in columns]
 
 
 def _batches(run: Run) -> tuple[int, int]:

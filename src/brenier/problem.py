@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +106,12 @@ class TransportProblem:
             "drift": self.drift,
         }
         return TransportProblem(**(arguments | changes))
+
+    @property
+    def samples(self) -> float:
+        """The number of points of the side that has fewer; without end where both are functions."""
+        sides = self.source.size, self.target.size
+        return min(math.inf if size is None else size for size in sides)
 
     def without_samples(self) -> TransportProblem:
         """The kind of problem alone: a copy for compiled code, which must not hold on to data."""

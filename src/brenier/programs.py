@@ -15,6 +15,7 @@ from brenier.coordinates import Frame
 from brenier.methods import Method
 from brenier.problem import TransportProblem
 from brenier.transport import Transport
+from brenier.typing import Key
 
 _MOST_SHARED = 32  # kinds of fits whose compiled programs are kept for later ones
 
@@ -99,22 +100,25 @@ def _advance(
     state: Any,
     xs: jax.Array,
     ys: jax.Array,
-    keys: jax.Array,
+    stream: Key,
+    first: Any,
     n: Any,
     start: Any,
     slope: Any,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """`n` steps, and the means of their metrics."""
+    """`n` steps from the `first` on, and the means of their metrics."""
     # Jitted, so that it is traced once for both of its uses.
     step = jax.jit(partial(method.step, problem), inline=True)
 
     def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         state, sums = carry
         position = start + slope * i.astype(start.dtype)
-        state, metrics = step(state, (xs[i], ys[i]), keys[i], position)
+        state, metrics = step(
+            state, (xs[i], ys[i]), jax.random.fold_in(stream, first + i), position
+        )
         return state, jax.tree.map(jnp.add, sums, metrics)
 
-    first = jax.eval_shape(step, state, (xs[0], ys[0]), keys[0], start)[1]
-    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), first)
+    found = jax.eval_shape(step, state, (xs[0], ys[0]), stream, start)[1]
+    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), found)
     state, sums = jax.lax.fori_loop(0, n, body, (state, zeros))
     return state, jax.tree.map(lambda s: s / n, sums)

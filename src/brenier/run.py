@@ -8,7 +8,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,22 @@ from brenier.samplers import POOL, Sampler
 from brenier.solution import STATUS, Metadata, Solution
 from brenier.state_costs import BlackBox, FramedStateCost, check_state_cost
 from brenier.transport import Transport
-from brenier.typing import Key
-from brenier.validation import HeldOut, dual_cost, seed_of, split_sides, verdict, worse_than_linear
+from brenier.typing import ArrayLike, Key
+from brenier.validation import (
+    Candidate,
+    HeldOut,
+    Look,
+    dual_cost,
+    seed_of,
+    split_sides,
+    verdict,
+    worse_than_linear,
+)
 
 # Purposes of the key streams; changing one changes every result.
 _INIT, _SOURCE, _TARGET, _STEP, _SCORE = range(5)
 
-Chunk = tuple[dict[str, float], Callable[[], Transport]]
+Chunk = tuple[dict[str, float], Candidate]
 """What some steps of a run gave: the means of their metrics, and the map that the state now describes."""
 
 
@@ -124,7 +133,7 @@ class Run:
         self.streams = {
             purpose: jax.random.fold_in(key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
         }
-        self.ahead: tuple[int, tuple[jax.Array, jax.Array]] | None = None
+        self.ahead: tuple[int, tuple[ArrayLike, ArrayLike]] | None = None
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         # Copied, for a network of the user's must outlive the donation of the state.
         self.state = _copied(method.init(self.inner, jax.random.fold_in(key, _INIT)))
@@ -135,6 +144,8 @@ class Run:
                 check_shares(mesh, side.batch(method.batch(self.inner)))
         self.programs = programs or Programs.of(method, self.inner, mesh=mesh)
         self.kept = self.programs.extract(self.state)
+        self.kept_look: Look | None = None
+        self.first = Candidate(lambda: self.kept)  # the start, which some steps may not improve
         self.earlier = 0.0  # seconds spent before a resume
 
     @property
@@ -148,7 +159,8 @@ class Run:
         plan = self.plan
         return (
             *self._draw(plan.step),
-            _step_keys(self.streams[_STEP], np.int32(plan.step)),
+            self.streams[_STEP],
+            np.asarray(plan.step, np.int32),
             np.asarray(plan.count, np.int32),
             np.asarray(plan.position, self.dtype),
             np.asarray(plan.slope, self.dtype),
@@ -160,7 +172,7 @@ class Run:
         if step < self.plan.last_step:
             self.ahead = (step, self._draw(step))
 
-    def _draw(self, step: int) -> tuple[jax.Array, jax.Array]:
+    def _draw(self, step: int) -> tuple[ArrayLike, ArrayLike]:
         """The batches of both sides for a chunk of steps, unless they have been drawn ahead."""
         ahead, self.ahead = self.ahead, None
         if ahead is not None and ahead[0] == step:
@@ -171,7 +183,7 @@ class Run:
         )
         return source, target
 
-    def _draw_side(self, side: Sampler, stream: Key, step: int) -> jax.Array:
+    def _draw_side(self, side: Sampler, stream: Key, step: int) -> ArrayLike:
         n = self.method.batch(self.inner)
         options: dict[str, Any] = {"stratified": self.method.stratified}
         if self.hosts.count > 1:
@@ -183,9 +195,9 @@ class Run:
         plan = self.plan
         arguments = (self.state, *self.inputs())
         if self.mesh is not None:
-            state, *batches, keys, n, start, slope = arguments
+            state, *batches = arguments[:3]
             batches = [in_parts(self.mesh, batch) for batch in batches]
-            state, *rest = everywhere(self.mesh, (state, keys, n, start, slope))
+            state, *rest = everywhere(self.mesh, (state, *arguments[3:]))
             arguments = (state, *batches, *rest)
         start = time.perf_counter()
         advance = self.programs.advance(arguments)
@@ -201,7 +213,7 @@ class Run:
         state = self.state
         if self.mesh is not None:  # Maps are looked at on one device, like those of other fits.
             state = here(state)
-        return metrics, partial(self.programs.extract, state)
+        return metrics, Candidate(partial(self.programs.extract, state))
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -219,7 +231,7 @@ class Run:
         self.saved = self.loop_began = time.perf_counter()
         self.steps_before, self.compiled_before = plan.step, plan.compile_seconds
 
-    def account(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
+    def account(self, metrics: dict[str, float], current: Candidate) -> None:
         """Takes note of a chunk that was done, and decides how to go on, for all processes in the first."""
         plan, before = self.plan, self.kept
         since = {name: len(column) for name, column in plan.history.items()}
@@ -231,15 +243,15 @@ class Run:
         news = self.hosts.told(decide)
         if not self.hosts.first:
             plan.follow(news["plan"])
-            self.kept = current() if news["kept"] else before
+            self.kept = current.transport() if news["kept"] else before
         if self.hosts.interrupted:
             raise KeyboardInterrupt
 
-    def _decide(self, metrics: dict[str, float], current: Callable[[], Transport]) -> None:
+    def _decide(self, metrics: dict[str, float], current: Candidate) -> None:
         plan = self.plan
         if plan.step == 0 and self.method.converges:
             # From few samples the start, such as the linear map, can be better than all that follows.
-            self._validate(lambda: self.kept)
+            self._validate(self.first)
         plan.step, plan.chunk = plan.step + plan.count, plan.chunk + 1
         if not np.isfinite(metrics["loss"]):
             plan.reason = "diverged"
@@ -262,22 +274,22 @@ class Run:
         reason = self.plan.reason or "completed"
         return self._diverged(throw) if reason == "diverged" else self._solution(reason)
 
-    def _validate(self, current: Callable[[], Transport]) -> dict[str, float] | None:
+    def _validate(self, candidate: Candidate) -> dict[str, float] | None:
         plan = self.plan
         ended = plan.step >= plan.last_step
         if self.held_out is None:
-            self.kept = current()
+            self.kept = candidate.transport()
             return None
         if plan.chunk % self.method.validation_interval and not ended:
             return None
-        candidate = current()
-        scores = self.held_out.scores(candidate)
+        transport, dual = candidate.transport(), self.method.converges
+        look = candidate.look() if candidate.look else self.held_out.look(transport, dual=dual)
+        scores = self.held_out.scores(look)
         ratio = scores["ratio"]
         plan.record(score_step=plan.step, score=ratio, round_trip=scores.get("round_trip", np.nan))
-        converges = self.method.converges
-        terms = self.held_out.dual_terms(candidate) if converges else []
-        if plan.judge(ratio, terms, converges):
-            self.kept = candidate
+        terms = [np.asarray(side, np.float64) for side in look.terms or ()]
+        if plan.judge(ratio, terms, dual):
+            self.kept, self.kept_look = transport, look
         return scores
 
     def _affordable(self) -> int | None:
@@ -354,9 +366,9 @@ class Run:
         scores: dict[str, float] = {}
         classes: dict[str, dict[str, float]] = {}
         if self.held_out is not None:
-            scores = self.held_out.scores(self.kept) | self.held_out.linear_scores()
-            scores |= self._cost()
-            classes = self.held_out.class_scores(self.kept)
+            look = self.kept_look or self.held_out.look(self.kept, dual=False)
+            scores = self.held_out.scores(look) | self.held_out.linear_scores() | self._cost()
+            classes = self.held_out.class_scores(self.kept, look)
             if status == "completed" and scores["ratio"] <= 1.0:
                 status = "matched"
         total = self._elapsed()
@@ -493,8 +505,3 @@ def _check_surroundings(problem: TransportProblem, x: np.ndarray, y: np.ndarray,
 @jax.jit
 def _copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
-
-
-@jax.jit
-def _step_keys(stream: Key, step: jax.Array) -> jax.Array:
-    return jax.vmap(partial(jax.random.fold_in, stream))(step + jnp.arange(CHUNK))

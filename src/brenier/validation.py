@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,26 @@ def seed_of(key: Key) -> int:
     return int(np.asarray(jax.random.key_data(key), np.uint64).sum() % (2**32))
 
 
+class Look(NamedTuple):
+    """What a map makes of held-out points, as arrays. Of a map without an inverse there is the way forward alone."""
+
+    forward: Any
+    """Energy distances by class, shape (blocks,)."""
+    backward: Any
+    returned: Any
+    """`S(T(x))`, shape (n, d)."""
+    terms: Any
+    """Of the dual value, an array a side; `None` without a dual, or where it was not asked for."""
+
+
+class Candidate(NamedTuple):
+    """A map that may become the result of a fit, once it is asked for, and what held-out points say of it."""
+
+    transport: Callable[[], Transport]
+    look: Callable[[], Look] | None = None
+    """Where it is found together with those of other fits."""
+
+
 class HeldOut:
     """Held-out samples of both sides, in the frame's coordinates, and the noise bands that belong to their sizes.
 
@@ -90,14 +110,17 @@ class HeldOut:
         pools = zip(*(np.split(a, self.blocks) for a in (held, pool)), strict=True)
         return [noise_band(np.concatenate(both), n, m, key=key) for both in pools]
 
-    def scores(self, transport: Transport) -> dict[str, float]:
+    def look(self, transport: Transport, *, dual: bool) -> Look:
+        """What the map makes of the points; with `dual` also the terms of the dual."""
+        return look(transport, self.x, self.y, self.blocks, dual)
+
+    def scores(self, look: Look) -> dict[str, float]:
         """Energy distances both ways, their bands, the round trip and `ratio`.
 
         `ratio` is the larger of both energy distances in units of its band: at most 1 for a match. Of a map without
         an inverse there is the way forward alone.
         """
-        by_class = _scores(transport, self.x, self.y, self.blocks)
-        raw = {name: float(np.mean(values)) for name, values in by_class.items()}
+        raw = {name: float(np.mean(values)) for name, values in self._by_class(look).items()}
         ways = [way for way in WAYS if f"energy_{way}" in raw]
         ratios = [_ratio(raw[f"energy_{way}"], self.bands[f"band_{way}"]) for way in ways]
         scaled = {k: self.scale * v for k, v in raw.items() if k.startswith("energy")}
@@ -105,12 +128,19 @@ class HeldOut:
         trip = {k: v for k, v in raw.items() if k == "round_trip"}
         return scaled | bands | trip | {"ratio": max(ratios)}
 
-    def class_scores(self, transport: Transport) -> dict[str, dict[str, float]]:
+    def _by_class(self, look: Look) -> dict[str, Any]:
+        found = {"energy_forward": look.forward}
+        if look.backward is None:
+            return found
+        trip = round_trip(self.x, look.returned) / 100.0
+        return found | {"energy_backward": look.backward, "round_trip": trip}
+
+    def class_scores(self, transport: Transport, look: Look) -> dict[str, dict[str, float]]:
         """By label, the energy distances, their bands, and the shares of points that keep their class."""
         if not self.problem.classes:
             return {}
-        raw = _scores(transport, self.x, self.y, self.blocks)
-        columns = {k: v for k, v in raw.items() if k.startswith("energy")}
+        raw = self._by_class(look)
+        columns = {k: np.asarray(v) for k, v in raw.items() if k.startswith("energy")}
         columns |= {k: np.asarray(v) for k, v in self.class_bands.items()}
         columns = {name: self.scale * column for name, column in columns.items()}
         columns["kept_forward"] = _kept(
@@ -123,11 +153,6 @@ class HeldOut:
             str(label): {name: float(column[i]) for name, column in columns.items()}
             for i, label in enumerate(self.problem.classes)
         }
-
-    def dual_terms(self, transport: Transport) -> list[np.ndarray]:
-        """The terms of the dual value on the held-out points, one array per side; empty without a dual."""
-        terms = _dual_terms(transport, self.x, self.y, self.blocks)
-        return [] if terms is None else [np.asarray(t, np.float64) for t in terms]
 
     def linear_scores(self) -> dict[str, float]:
         """Energy distances of the linear (Gaussian) map between the training samples' moments."""
@@ -232,22 +257,25 @@ def _dual_terms(transport: Transport, x: jax.Array, y: jax.Array, blocks: int) -
     return jax.tree.map(jnp.ravel, jax.vmap(transport.dual_terms)(*by_class))
 
 
-def _scores(
-    transport: Transport, x: np.ndarray, y: np.ndarray, blocks: int
-) -> dict[str, np.ndarray]:
-    """Energy distances by class, shape (blocks,), and the round trip as a share of the variance.
+def look(transport: Transport, x: Any, y: Any, blocks: int, dual: bool) -> Look:
+    """What a map makes of held-out points.
 
-    NumPy arrays, as a user would pass: they are padded to few shapes, so that all maps share their programs.
+    NumPy arrays, as a user would pass, are padded to few shapes, so that all maps share their programs.
     """
     images = transport.forward(x)
-    forward = {"energy_forward": np.asarray(_energies(images, y, blocks))}
-    if not transport.invertible:
-        return forward
-    preimages, returned = transport.inverse(y), transport.inverse(images)
-    return forward | {
-        "energy_backward": np.asarray(_energies(x, preimages, blocks)),
-        "round_trip": np.asarray(round_trip(x, returned) / 100.0),
-    }
+    forward, backward, returned = _energies(images, y, blocks), None, None
+    if transport.invertible:
+        preimages, returned = transport.inverse(y), transport.inverse(images)
+        backward = _energies(x, preimages, blocks)
+    terms = _dual_terms(transport, x, y, blocks) if dual else None
+    return Look(forward, backward, returned, terms)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def look_at_all(transports: Transport, xs: Any, ys: Any, blocks: int, dual: bool) -> Look:
+    """The same of maps, and of points, with a leading axis, in one program."""
+    one = partial(look, blocks=blocks, dual=dual)
+    return jax.vmap(lambda transport, x, y: one(transport, x, y))(transports, xs, ys)
 
 
 def _ratio(distance: float, band: float) -> float:

@@ -47,6 +47,11 @@ class Method(abc.ABC, Generic[State]):
     def batch(self, problem: TransportProblem) -> int:
         """Samples drawn from each side per step."""
 
+    def settled(self, problem: TransportProblem) -> Method[State]:
+        """This method with what it leaves to the number of samples decided as for this problem."""
+        del problem
+        return self
+
     @property
     @abc.abstractmethod
     def scaled(self) -> bool:
