@@ -19,6 +19,7 @@ from benchmarks import (
     devices,
     digits,
     energy,
+    few,
     fuzz,
     gaussian,
     growth,
@@ -43,7 +44,7 @@ from benchmarks.harness import RESULTS, Options
 EXPERIMENTS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(gaussian, ablation, w2, toys, costs, classes, interpolation, agreement, certificate),
+        *(gaussian, ablation, w2, few, toys, costs, classes, interpolation, agreement, certificate),
         *(defaults, obstacles, bridge, sphere, opinion, hota_ablation, loop),
         *(color, digits, cells, energy, step, throughput, latency, shards, many),
         *(devices, growth, hosts, fuzz),

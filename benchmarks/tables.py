@@ -19,6 +19,7 @@ from benchmarks import (
     devices,
     digits,
     energy,
+    few,
     fuzz,
     gaussian,
     growth,
@@ -42,6 +43,7 @@ from benchmarks.harness import RESULTS, ROOT
 TABLES: dict[str, Callable[[Path], str | None]] = {
     "gaussian": gaussian.table,
     "ncf-ablation": ablation.table,
+    "few": few.table,
     "toys": toys.table,
     "toys-pairs": toys.pairs_table,
     "costs": costs.table,

@@ -283,9 +283,35 @@ def test_activations_by_dimension_unless_one_is_given(dim, options, expected):
     ],
 )
 def test_batches_by_dimension_unless_a_size_is_given(dim, options, expected):
-    points = RNG.normal(size=(40, dim))
-    problem = brenier.TransportProblem(points, points + 1.0)
+    def without_end(key, n):
+        return jax.random.normal(key, (n, dim))
+
+    problem = brenier.TransportProblem(without_end, without_end)
     assert brenier.NCF(**options).batch(problem) == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "widths", "batch"),
+    [
+        (100, (16, 16, 16), 1024),  # all of them
+        (200, (16, 16, 16), 64),
+        (2048, (16, 16, 16), 512),
+        (2400, (32, 32, 16), 600),
+        (10_000, (32, 32, 16), 1024),
+        (30_000, (64, 64, 64, 32), 1024),
+    ],
+)
+def test_small_networks_and_batches_for_few_samples(samples, widths, batch):
+    points = RNG.normal(size=(samples, 2))
+    problem = brenier.TransportProblem(points, lambda key, n: jax.random.normal(key, (n, 2)))
+    method = brenier.NCF()
+    assert (method.default_network(problem).widths, method.batch(problem)) == (widths, batch)
+    settled = method.settled(problem)
+    assert (settled.widths, settled.batch_size) == (widths, batch)
+    given = brenier.NCF(widths=(8, 8), batch_size=32)
+    assert given.settled(problem) == given
+    energy = brenier.NCF(objective="energy")
+    assert (energy.default_network(problem).widths, energy.batch(problem)) == ((128, 128, 64), 1024)
 
 
 @pytest.mark.parametrize(

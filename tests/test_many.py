@@ -74,6 +74,15 @@ def test_many_equal_one_by_one(name):
         assert_same(together[i], brenier.fit(PROBLEMS[i], METHODS[name], key=keys[i]))
 
 
+def test_what_the_smallest_is_small_enough_for_serves_all():
+    x = np.random.default_rng(3).normal(size=(2, 2400, 2))
+    problems = [brenier.TransportProblem(x[0, :n], x[1]) for n in (2400, 300)]
+    found = [s.info["method"] for s in brenier.fit_many(problems, brenier.NCF(), key=KEY, steps=1)]
+    # A quarter of the 268 that are not held out.
+    assert [m["batch_size"] for m in found] == [67, 67]
+    assert [m["widths"] for m in found] == [(16, 16, 16)] * 2
+
+
 def test_large_batches_are_fits_of_their_own(monkeypatch):
     monkeypatch.setattr("brenier.many._CACHED", 64)
     together = brenier.fit_many(PROBLEMS, ENERGY, key=KEY)

@@ -41,6 +41,9 @@ DUAL: dict[str, Any] = {
 """What the dual takes in place of the default preset's values."""
 
 _MEDIUM = 16  # the most dimensions of the middle range, see `NCF.default_network`
+# Up to so many samples, the widths beyond which a network only learns their noise.
+_WIDTHS_OF_FEW = ((2048, (16, 16, 16)), (20_000, (32, 32, 16)))
+_LEAST_BATCH = 64
 _CLASSWISE = 0.5
 """Share of the learning rate where there are classes: what is left of the map in `ClassCoordinates` is small."""
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
@@ -77,13 +80,13 @@ class NCF(CharacteristicMethod):
         pair_coordinates: train the dual in `PairCoordinates`, which start at the linear map, if the cost is quadratic.
         network: "dense_quadratic", "mlp", "resnet", or an equinox module `u(t, x)`; by cost where left out: the first,
             and "mlp" for costs that are nearly linear beyond a few spreads.
-        widths: of the network's layers, where it has several; by dimension where left out.
+        widths: of the network's layers, where it has several; by dimension and number of samples where left out.
         activation: see `brenier.networks.ACTIVATIONS`; by dimension and cost where left out.
         optimizer: "muon", "adam", or an optax transformation with its own learning rate.
         learning_rate: peak step size of a named optimiser; the dual halves it where there are classes.
         schedule: "cosine" or "linear" decay over the whole run, or "constant".
         averaging: decay of the running average of the weights that is delivered; 0 delivers the last iterate.
-        batch_size: samples a side and step; by dimension where left out.
+        batch_size: samples a side and step; by dimension and number of samples where left out.
         anchor: time at which the residual meets its characteristic: 0 at the "start", as published in the plane, or
             "both" ends in turn, which ties the backward map as firmly as the forward one.
         collocation: where the residual is enforced: on the current "path"s, in the bounding "box", or "mix".
@@ -143,15 +146,30 @@ class NCF(CharacteristicMethod):
         # kinks between modes weigh most; in many dimensions, neither activation was better throughout. In between, the
         # slice at t = 0, which is minimised over, has the kinks, and the one that follows it is better without. Where
         # there are classes, what is left of the map is small.
+        few = _widths_of_few(problem)
         if dim <= 4:
-            return Design("dense_quadratic", (64, 64, 64, 32), "celu")
+            return Design("dense_quadratic", few or (64, 64, 64, 32), "celu")
         if not _middling(problem):
-            return Design("dense_quadratic", (128, 128, 64), "celu" if dim > _MEDIUM else "gelu")
-        return Design("dense_quadratic", (80, 80, 80, 80, 40), "gelu" if last else "sharp_gelu")
+            activation = "celu" if dim > _MEDIUM else "gelu"
+            return Design("dense_quadratic", few or (128, 128, 64), activation)
+        activation = "gelu" if last else "sharp_gelu"
+        return Design("dense_quadratic", few or (80, 80, 80, 80, 40), activation)
 
     def default_batch(self, problem: TransportProblem) -> int:
-        finer = self.objective == "dual" and _middling(problem)
-        return 2048 if finer else super().default_batch(problem)
+        if self.objective == "energy":
+            return super().default_batch(problem)
+        finer = _middling(problem) and not _widths_of_few(problem)
+        most, samples = 2048 if finer else super().default_batch(problem), problem.samples
+        if problem.classes or samples < 2 * _LEAST_BATCH:
+            return most
+        # Four steps on a quarter of the samples each, spread evenly over them, do more than one on all.
+        return int(min(most, max(_LEAST_BATCH, samples / 4)))
+
+    def settled(self, problem: TransportProblem) -> NCF:
+        widths = self.widths
+        if self.preset == "default" and self.network is None and widths is None:
+            widths = self.default_network(problem).widths
+        return dataclasses.replace(self, widths=widths, batch_size=self.batch(problem))
 
     def _tolerance(self, problem: TransportProblem) -> float:
         if self.foot_tolerance is not None:
@@ -312,6 +330,12 @@ class NCF(CharacteristicMethod):
 def _middling(problem: TransportProblem) -> bool:
     """Whether a finer recipe pays: in the plane it only takes longer, in many dimensions it leaves too few steps."""
     return 4 < problem.dim <= _MEDIUM and not problem.classes
+
+
+def _widths_of_few(problem: TransportProblem) -> tuple[int, ...] | None:
+    if problem.classes:
+        return None
+    return next((widths for most, widths in _WIDTHS_OF_FEW if problem.samples <= most), None)
 
 
 def _at_start(u: EndSlices, x: Points) -> Float[Array, "n"]:
