@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from brenier.coordinates import ClassCoordinates, PairCoordinates
@@ -149,22 +150,19 @@ def solve_feet(
         done, *columns = jax.lax.while_loop(unfinished, lambda carry: iterate(carry, y), start)
         return done, tuple(columns)
 
+    # What is known of a point as one column: to take and put back a dozen arrays would take longer than a stage.
+    unravel = ravel_pytree(jax.tree.map(lambda a: a[..., 0], columns))[1]
+    pack = jax.vmap(lambda column: ravel_pytree(column)[0], -1, -1)
+    unpack = jax.vmap(unravel, -1, -1)
+
     iterations, columns = stage(-1, enough[0], columns, y)
     for before, share in pairwise(enough):
         left = int(np.ceil((1.0 - before) * n))
         _, late = jax.lax.top_k(_norm(columns[0][2]), left)
         share_of_late = 1.0 - (1.0 - share) * n / left
-        # All that is known of them in one array: to take and put back many would take longer than a stage.
-        leaves, structure = jax.tree.flatten(columns)
-        heights = [a.shape[0] if a.ndim > 1 else 1 for a in leaves]
-        known = jnp.concatenate([a.reshape(-1, n) for a in (*leaves, y)])
-        *theirs, late_y = _split(known[:, late], [*heights, len(y)])
-        theirs = [t.reshape(*a.shape[:-1], left) for t, a in zip(theirs, leaves, strict=True)]
-        _, moved = stage(0, share_of_late, structure.unflatten(theirs), late_y)
-        moved = jnp.concatenate([a.reshape(-1, left) for a in (*jax.tree.leaves(moved), late_y)])
-        known = _split(known.at[:, late].set(moved), [*heights, len(y)])[:-1]
-        known = [k.reshape(a.shape) for k, a in zip(known, leaves, strict=True)]
-        columns = structure.unflatten(known)
+        known = pack(columns)
+        _, moved = stage(0, share_of_late, unpack(known[:, late]), y[:, late])
+        columns = unpack(known.at[:, late].set(pack(moved)))
     x, values, misfit, _ = columns[0]
     return Feet(x.T, values, _norm(misfit), iterations)
 
@@ -219,10 +217,6 @@ def _choose(which: Bool[Array, "n"], yes: T, no: T) -> T:
     return jax.tree.map(
         lambda a, b: jnp.where(which if a.ndim == 1 else which[None], a, b), yes, no
     )
-
-
-def _split(rows: Array, heights: Sequence[int]) -> list[Array]:
-    return jnp.split(rows, np.cumsum(heights)[:-1])
 
 
 def _norm(x: Columns) -> Float[Array, "n"]:
