@@ -162,7 +162,7 @@ class NCF(CharacteristicMethod):
         most, samples = 2048 if finer else super().default_batch(problem), problem.samples
         if problem.classes or samples < 2 * _LEAST_BATCH:
             return most
-        # Four steps on a quarter of the samples each, spread evenly over them, do more than one on all.
+        # Steps on a quarter of the samples, spread evenly over them, come as far as steps on all, and cost less.
         return int(min(most, max(_LEAST_BATCH, samples / 4)))
 
     def settled(self, problem: TransportProblem) -> NCF:
