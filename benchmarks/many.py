@@ -1,9 +1,10 @@
 """Many problems at once (`fit_many`) against one fit after the other: seconds, and the accuracy of both.
 
 Thirty-two maps between Gaussians in the plane, whose exact maps are known; other matrices for every problem. Once with
-all defaults on 128 samples a side, but no early stopping; else so many steps, with four times as many samples as a batch has. Both ways have
-compiled their programs before the clock starts: one fit after the other, in one process, compiles nothing either. The
-seconds of all cores together, beside those on the wall, tell what is saved from what a second core does.
+all defaults on 128 samples a side, but no early stopping; else so many steps, with four times as many samples as a
+batch has. Both ways have compiled their programs before the clock starts: one fit after the other, in one process,
+compiles nothing either. The seconds of all cores together, beside those on the wall, tell what is saved from what a
+second core does.
 """
 
 from __future__ import annotations
