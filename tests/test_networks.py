@@ -1,5 +1,6 @@
 """How networks start: weights of the scale their layers ask for, the same for the same key."""
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -62,3 +63,20 @@ def test_a_radial_network_reaches_directions_beyond_its_features(kind):
     slope = jax.grad(alone, argnums=1)(t, x)
     assert np.linalg.norm(slope) > 1e-3
     np.testing.assert_allclose(slope, x * (slope @ x) / (x @ x), atol=1e-12)
+
+
+@pytest.mark.parametrize("widths", [(5, 3, 4), (16, 16), (17, 8)])
+def test_dense_quadratic_is_the_formula_of_its_docstring(widths):
+    t, z = 0.3, np.array([0.3, 0.7, -1.2])
+    u = networks.DenseQuadratic(2, widths, activation="softplus", direct=True, key=jax.random.key(0))
+    start, end = jax.random.normal(jax.random.key(1), (2, widths[0]))
+    u = eqx.tree_at(lambda u: u.direct, u, (start, end))
+    skips = [
+        (z @ a) ** 2 + z @ b + bias
+        for a, b, bias in zip(u.squared, u.linear, u.biases, strict=True)
+    ]
+    h = skips[0]
+    for weight, skip in zip(u.hidden, skips[1:], strict=True):
+        h = np.log1p(np.exp(h @ weight + skip))
+    expected = h @ u.head + skips[0] @ ((1 - t) * start + t * end)
+    np.testing.assert_allclose(u(jax.numpy.asarray(t), jax.numpy.asarray(z[1:])), expected)

@@ -28,7 +28,7 @@ from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import Candidate, Look, look_at_all, split_sides
 
-_CACHED = 1024
+_CACHED = 2048
 """Points of a side, over all problems of a stack on a CPU, whose activations stay in the cache of a core."""
 
 

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class Run:
     ):
         self.began = time.perf_counter()
         self.method, self.key, self.problem = method, key, problem
+        self.streams = _streams(key)
         self.time_budget = time_budget
         if steps is None:
             steps = method.planned_steps if time_budget is None else 10**9
@@ -127,16 +128,13 @@ class Run:
                 np.asarray(encode(0.0, x_held), dtype),
                 np.asarray(encode(1.0, y_held), dtype),
                 scale,
-                jax.random.fold_in(key, _SCORE),
+                self.streams[_SCORE],
             )
         self.dtype, self.validation = dtype, validation
-        self.streams = {
-            purpose: jax.random.fold_in(key, purpose) for purpose in (_SOURCE, _TARGET, _STEP)
-        }
         self.ahead: tuple[int, tuple[ArrayLike, ArrayLike]] | None = None
         self.early_stopping = early_stopping and self.held_out is not None and method.converges
         # Copied, for a network of the user's must outlive the donation of the state.
-        self.state = _copied(method.init(self.inner, jax.random.fold_in(key, _INIT)))
+        self.state = _copied(method.init(self.inner, self.streams[_INIT]))
         self.plan = Plan(last_step=self.planned)
         self.mesh, self.hosts = mesh, hosts or Hosts()
         if mesh is not None:
@@ -282,14 +280,14 @@ class Run:
             return None
         if plan.chunk % self.method.validation_interval and not ended:
             return None
-        transport, dual = candidate.transport(), self.method.converges
-        look = candidate.look() if candidate.look else self.held_out.look(transport, dual=dual)
+        transport, dual = cache(candidate.transport), self.method.converges
+        look = candidate.look() if candidate.look else self.held_out.look(transport(), dual=dual)
         scores = self.held_out.scores(look)
         ratio = scores["ratio"]
         plan.record(score_step=plan.step, score=ratio, round_trip=scores.get("round_trip", np.nan))
         terms = [np.asarray(side, np.float64) for side in look.terms or ()]
         if plan.judge(ratio, terms, dual):
-            self.kept, self.kept_look = transport, look
+            self.kept, self.kept_look = transport(), look
         return scores
 
     def _affordable(self) -> int | None:
@@ -500,6 +498,11 @@ def _check_surroundings(problem: TransportProblem, x: np.ndarray, y: np.ndarray,
 
 
 # Compiled: op by op these would take longer than steps on small batches.
+
+
+@jax.jit
+def _streams(key: Key) -> list[Key]:
+    return [jax.random.fold_in(key, purpose) for purpose in range(_SCORE + 1)]
 
 
 @jax.jit

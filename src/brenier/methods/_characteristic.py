@@ -302,11 +302,12 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
         return (muon if self.optimizer == "muon" else adam)(self.learning_rate)
 
 
-def _levels_off(cost: Cost, dim: int) -> bool:
+@eqx.filter_jit
+def _levels_off(cost: Cost, dim: int) -> jax.Array:
     """Whether moves of four spreads have hardly more momentum than those of two: `L` is nearly linear there."""
     along = jnp.full(dim, dim**-0.5)
     near, far = (jnp.linalg.norm(cost.grad_lagrangian(length * along)) for length in (2.0, 4.0))
-    return bool(far < _LEVEL * near)
+    return far < _LEVEL * near
 
 
 def matching_loss(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.classes import nearest_class
@@ -48,6 +50,9 @@ _CLASSWISE = 0.5
 """Share of the learning rate where there are classes: what is left of the map in `ClassCoordinates` is small."""
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
 _PAIRS = 1024**2  # compared a step, at most
+_ROUNDS, _FEW_ROUNDS, _SMALL_BATCH = 12, 6, 512
+"""Of the solver in a stage; fewer in the plane for a small batch, of which a round takes as long for one point as for
+all."""
 _ENOUGH = (0.8, 0.97, 1.0)
 """Shares of the feet that have arrived, after each of which the others are solved on their own."""
 
@@ -96,7 +101,7 @@ class NCF(CharacteristicMethod):
         hj_weight, matching_weight: of the two terms.
         foot_tolerance: share of the target's spread, or of that of its classes, within which a foot has to arrive; by
             dimension where left out.
-        foot_iterations: of the solver per step, at most.
+        foot_iterations: of the solver per step and stage, at most; by dimension and batch size where left out.
         statistic: "U" (unbiased) or "V" energy distance.
         gaussian_start: start from the closed-form potential between Gaussians with the samples' moments.
 
@@ -115,7 +120,7 @@ class NCF(CharacteristicMethod):
     objective: Objective = FROM_PRESET
     pair_coordinates: bool = FROM_PRESET
     foot_tolerance: float | None = None
-    foot_iterations: int = 12
+    foot_iterations: int | None = None
 
     def __post_init__(self) -> None:
         self._fill({"objective": "energy" if self.preset == "published" else "dual"})
@@ -181,12 +186,11 @@ class NCF(CharacteristicMethod):
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         if self.objective == "energy":
             return super().init(problem, key)
-        # From u = 0, the identity, the first conjugates are exact.
         start, end = (
-            with_zero_head(self._network(problem, jax.random.fold_in(key, int(last)), last=last))
+            self._network(problem, jax.random.fold_in(key, int(last)), last=last)
             for last in (False, True)
         )
-        slices = cast(EndSlices(start, end, jnp.zeros(())), problem.dtype)
+        slices, optimizer = _at_rest(start, end, self._optimizer(), problem.dtype)
         pair = None
         if self.pair_coordinates and isinstance(problem.cost, Quadratic):
             sides = problem.source, problem.target
@@ -200,7 +204,7 @@ class NCF(CharacteristicMethod):
             network=slices,
             averaged=slices,
             base=pair,
-            optimizer=jax.jit(self._optimizer().init)(slices),
+            optimizer=optimizer,
             box=jnp.zeros((2, problem.dim), problem.dtype),
             step=jnp.zeros((), jnp.int32),
         )
@@ -231,7 +235,10 @@ class NCF(CharacteristicMethod):
         y: Float[Array, "m d"],
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         cost, classes = problem.cost, len(problem.classes)
-        momenta = jax.vmap(lambda y: jax.grad(u.end, argnums=1)(jnp.ones((), y.dtype), y))(y)
+        # Together, so that their gradients in the parameters are one pass back through the network.
+        values, momenta = jax.vmap(
+            lambda y: jax.value_and_grad(u.end, argnums=1)(jnp.ones((), y.dtype), y)
+        )(y)
         preimages = jax.lax.stop_gradient(y - jax.vmap(cost.grad_hamiltonian)(momenta))
         at_x = _at_start(u, x)
         by_class = y.reshape(max(classes, 1), -1, y.shape[1])
@@ -258,7 +265,6 @@ class NCF(CharacteristicMethod):
         # for some costs is infinite at p = 0 or steep before a limit. That of 2 (H(p) + L(v) - p·v), convex in p, is
         # twice the miss; for the quadratic cost both are one.
         pull = 2.0 * (weight @ jnp.sum(miss * momenta, axis=1))
-        values = jax.vmap(lambda y: u.end(jnp.ones((), y.dtype), y))(y)
         values = values - jax.lax.stop_gradient(at_feet) - moves
         tie = weight @ (values + jax.lax.stop_gradient(u.level)) ** 2
         level = weight @ (jax.lax.stop_gradient(values) + u.level) ** 2
@@ -303,6 +309,9 @@ class NCF(CharacteristicMethod):
             stayed = nearest_class(proposed, x[near], classes) == own
             at_proposed = jnp.where(stayed, at_proposed, jnp.inf)
         start = jnp.where((discrete < at_proposed)[:, None], candidates[best], proposed)
+        rounds = self.foot_iterations
+        if rounds is None:
+            rounds = _FEW_ROUNDS if y.shape[1] <= 4 and len(y) <= _SMALL_BATCH else _ROUNDS
         solved = solve_feet(
             u.start,
             cost,
@@ -310,7 +319,7 @@ class NCF(CharacteristicMethod):
             start,
             tolerance=tolerance,
             enough=_ENOUGH,
-            max_iterations=self.foot_iterations,
+            max_iterations=rounds,
         )
         feet, found = solved.points, solved.misses <= _UNSOLVED * tolerance
         if classes:
@@ -325,6 +334,15 @@ class NCF(CharacteristicMethod):
             return super().extract(problem, state, frame)
         potential = HopfLaxPotential(state.averaged, problem.cost, state.base)
         return CharacteristicTransport(potential, frame, problem.cost)
+
+
+@eqx.filter_jit
+def _at_rest(
+    start: Any, end: Any, optimizer: optax.GradientTransformation, dtype: Any
+) -> tuple[EndSlices, optax.OptState]:
+    """The slices of `u = 0`, the identity, from which the first conjugates are exact."""
+    slices = cast(EndSlices(with_zero_head(start), with_zero_head(end), jnp.zeros(())), dtype)
+    return slices, optimizer.init(slices)
 
 
 def _middling(problem: TransportProblem) -> bool:

@@ -14,6 +14,9 @@ from brenier.networks._normals import normals
 from brenier.networks._radial import with_radius
 from brenier.typing import Key, Point, Scalar
 
+_NARROW = 16
+"""Units of a layer up to which the products with the input are one; of wider ones the parts take long to copy."""
+
 
 class DenseQuadratic(eqx.Module):
     """The "DenseICNN" of the Wasserstein-2 benchmark without its convexity constraint, with time as an input.
@@ -78,14 +81,7 @@ class DenseQuadratic(eqx.Module):
         if len(self.squared[0]) > len(x) + 1:  # radial
             x = with_radius(x)
 
-        def of_input(weight: Float[Array, "in out"]) -> Float[Array, "out"]:
-            # Time apart: where it is the same for all points, as in a slice, its part is computed once.
-            return t * weight[0] + x @ weight[1:]
-
-        skips = [
-            of_input(squared) ** 2 + of_input(linear) + bias
-            for squared, linear, bias in zip(self.squared, self.linear, self.biases, strict=True)
-        ]
+        skips = self._skips(t, x)
         h = skips[0]
         for weight, skip in zip(self.hidden, skips[1:], strict=True):
             h = act(h @ weight + skip)
@@ -94,3 +90,24 @@ class DenseQuadratic(eqx.Module):
             start, end = self.direct
             u = u + skips[0] @ ((1.0 - t) * start + t * end)
         return u
+
+    def _skips(self, t: Scalar, x: Point) -> list[Float[Array, "out"]]:
+        """`Q_l(z)` for every layer."""
+
+        def of_input(weight: Float[Array, "in out"]) -> Float[Array, "out"]:
+            # Time apart: where it is the same for all points, as in a slice, its part is computed once.
+            return t * weight[0] + x @ weight[1:]
+
+        widths = [len(bias) for bias in self.biases]
+        if max(widths) > _NARROW:
+            return [
+                of_input(squared) ** 2 + of_input(linear) + bias
+                for squared, linear, bias in zip(
+                    self.squared, self.linear, self.biases, strict=True
+                )
+            ]
+        squared, linear = jnp.split(
+            of_input(jnp.concatenate([*self.squared, *self.linear], axis=1)), 2
+        )
+        skips = squared**2 + linear + jnp.concatenate(self.biases)
+        return jnp.split(skips, np.cumsum(widths)[:-1].tolist())
