@@ -68,7 +68,9 @@ def test_a_radial_network_reaches_directions_beyond_its_features(kind):
 @pytest.mark.parametrize("widths", [(5, 3, 4), (16, 16), (17, 8)])
 def test_dense_quadratic_is_the_formula_of_its_docstring(widths):
     t, z = 0.3, np.array([0.3, 0.7, -1.2])
-    u = networks.DenseQuadratic(2, widths, activation="softplus", direct=True, key=jax.random.key(0))
+    u = networks.DenseQuadratic(
+        2, widths, activation="softplus", direct=True, key=jax.random.key(0)
+    )
     start, end = jax.random.normal(jax.random.key(1), (2, widths[0]))
     u = eqx.tree_at(lambda u: u.direct, u, (start, end))
     skips = [

@@ -28,8 +28,9 @@ from brenier.transport import Transport
 from brenier.typing import Key
 from brenier.validation import Candidate, Look, look_at_all, split_sides
 
-_CACHED = 2048
-"""Points of a side, over all problems of a stack on a CPU, whose activations stay in the cache of a core."""
+_CACHED = 2**15
+"""Activations of a layer, over all problems of a stack on a CPU, that stay in the cache of a core."""
+_NARROWEST = 16  # units of a layer below which other operations decide
 
 
 def fit_many(
@@ -105,7 +106,7 @@ def _drive(runs: Sequence[Run]) -> None:
     cores, width = 1, len(runs)
     if jax.default_backend() == "cpu":
         cores = min(_cores(), len(runs))
-        width = max(1, _CACHED // _batches(runs[0])[0])
+        width = max(1, _CACHED // (_batches(runs[0])[0] * _widest(runs[0].kept)))
     # As many for every core, all of one width: one program.
     count = cores * math.ceil(len(runs) / (cores * width))
     width = math.ceil(len(runs) / count)
@@ -248,6 +249,12 @@ def _batches(run: Run) -> tuple[int, int]:
     """Points of a batch of either side."""
     n = run.method.batch(run.inner)
     return run.inner.source.batch(n), run.inner.target.batch(n)
+
+
+def _widest(transport: Transport) -> int:
+    """Units of the widest layer of a map's networks."""
+    widths = (leaf.shape[-1] for leaf in jax.tree.leaves(transport) if np.ndim(leaf) >= 2)
+    return max(_NARROWEST, max(widths, default=0))
 
 
 def _expect_one_kind(runs: Sequence[Run]) -> None:
