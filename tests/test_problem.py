@@ -101,6 +101,17 @@ def test_stratified_batches_are_spread_evenly():
     assert len(counts[0]) > 10_040
 
 
+@pytest.mark.parametrize("stratified", [False, True])
+def test_an_epoch_is_the_same_wherever_draws_begin(stratified):
+    def draw(start, count, key=KEY):
+        return as_sampler(POINTS).draw(key, start, count, 70, stratified=stratified)
+
+    batches = np.asarray(draw(0, 40))
+    np.testing.assert_array_equal(batches[33:36], draw(33, 3, jax.random.key(0)))
+    assert not np.array_equal(batches[:7], batches[7:14])
+    assert not np.array_equal(batches[33:36], draw(33, 3, jax.random.key(1)))
+
+
 def test_cells_are_even_and_compact():
     points = np.random.default_rng(1).uniform(size=(4100, 2))
     cell = cells_by_place(points, 60)

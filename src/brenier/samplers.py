@@ -30,6 +30,9 @@ _LOOK = 4096  # points of a part, of which its widest axis is told
 POOL = 100_000
 """Samples behind moments, bounding boxes and the linear map."""
 
+_JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835
+"""Draws of a generator between two epochs: the golden section of its period, so that no two epochs meet."""
+
 EVERY = slice(None)
 """All rows of a batch."""
 
@@ -171,7 +174,7 @@ class ArraySampler(Sampler):
         self.size, self.dim = array.shape
         self.dtype = array.dtype
         self._device: jax.Array | None = None
-        self._batches: tuple[Any, np.ndarray] = (None, np.zeros((0, 0), np.int64))
+        self._epochs: tuple[Key, int, bool, _Epochs] | None = None
         self._cells: tuple[int, np.ndarray] = (0, np.zeros(0, np.int64))
 
     def draw(
@@ -190,16 +193,11 @@ class ArraySampler(Sampler):
             whole = array[rows]
             spread = np if isinstance(whole, np.ndarray) else jnp
             return spread.broadcast_to(whole, (count, *whole.shape))
-        stream = tuple(np.asarray(jax.random.key_data(key)).tolist())
-        per_epoch = len(self.array) // n
-        parts, step = [], start
-        while step < start + count:
-            epoch, first = divmod(step, per_epoch)
-            last = min(per_epoch, first + start + count - step)
-            parts.append(self._epoch((*stream, epoch), n, stratified)[first:last, rows])
-            step += last - first
-        chosen = np.concatenate(parts)
-        return array[chosen] if isinstance(array, np.ndarray) else _taken(array, chosen)
+        chosen = self._epochs_of(key, n, stratified).batches(start, count)[:, rows]
+        # Several times as fast as brackets.
+        return (
+            array.take(chosen, axis=0) if isinstance(array, np.ndarray) else _taken(array, chosen)
+        )
 
     def _near(self) -> ArrayLike:
         """The points where batches are taken: on an accelerator if there is one.
@@ -212,23 +210,20 @@ class ArraySampler(Sampler):
             self._device = jnp.asarray(self.array)
         return self._device
 
-    def _epoch(self, seed: tuple[int, ...], n: int, stratified: bool) -> np.ndarray:
-        """Rows of the batches of an epoch, shape (batches, n)."""
-        if self._batches[0] != (seed, n, stratified):
-            rng = np.random.default_rng(seed)
-            per_epoch = len(self.array) // n
-            # A rest that fills no batch is left out of the epoch, another one each time.
-            if stratified and per_epoch > 1:
+    def _epochs_of(self, key: Key, n: int, stratified: bool) -> _Epochs:
+        # To compare keys by value would take as long as to draw a batch.
+        if (
+            self._epochs is None
+            or self._epochs[0] is not key
+            or self._epochs[1:3] != (n, stratified)
+        ):
+            size, cells = len(self.array), None
+            if stratified and size >= 2 * n:
                 if self._cells[0] != n:
                     self._cells = (n, cells_by_place(self.array, n))
-                cell = self._cells[1]
-                shuffled = np.argsort(cell + rng.random(len(cell)))
-                starts = np.searchsorted(cell[shuffled], np.arange(n))
-                order = shuffled[starts + np.arange(per_epoch)[:, None]]
-            else:
-                order = rng.permutation(len(self.array))[: n * per_epoch].reshape(per_epoch, n)
-            self._batches = ((seed, n, stratified), order)
-        return self._batches[1]
+                cells = self._cells[1]
+            self._epochs = key, n, stratified, _Epochs(key, size, n, cells)
+        return self._epochs[3]
 
     def pool(self, n: int, seed: int) -> np.ndarray:
         if n >= len(self.array):
@@ -244,6 +239,39 @@ class ArraySampler(Sampler):
 
     def digest(self) -> str:
         return _hash(np.ascontiguousarray(self.array).tobytes(), str(self.array.dtype))
+
+
+class _Epochs:
+    """Numbers of the rows in the batches of `n`: in an epoch none twice, and in a batch one of each cell."""
+
+    def __init__(self, key: Key, size: int, n: int, cell: np.ndarray | None = None):
+        self._size, self._per_epoch = size, size // n
+        self._bits = np.random.PCG64(np.asarray(jax.random.key_data(key)).tolist())
+        self._rng, self._origin = np.random.Generator(self._bits), self._bits.state
+        self._cell = self._last = None
+        # A rest that fills no batch is left out of the epoch, another one each time.
+        self._places = np.arange(n * self._per_epoch).reshape(self._per_epoch, n)
+        if cell is not None:
+            # Of 16 bits, for those NumPy sorts by counting.
+            self._cell = cell.astype(np.min_scalar_type(n))
+            self._places = np.searchsorted(np.sort(cell), np.arange(n)) + self._places[:, :1] // n
+
+    def batches(self, start: int, count: int) -> np.ndarray:
+        """Those of steps `start` to `start + count`, shape (count, n)."""
+        first, last = start // self._per_epoch, -(-(start + count) // self._per_epoch)
+        rows = np.concatenate([self._epoch(epoch) for epoch in range(first, last)])
+        return rows[start - first * self._per_epoch :][:count]
+
+    def _epoch(self, number: int) -> np.ndarray:
+        if self._last is None or self._last[0] != number:
+            # To make a generator would take longer than to set one back.
+            self._bits.state = self._origin
+            self._bits.advance(number * _JUMP)
+            order = self._rng.permutation(self._size)
+            if self._cell is not None:
+                order = order[np.argsort(self._cell[order], kind="stable")]
+            self._last = number, order[self._places]
+        return self._last[1]
 
 
 @jax.jit

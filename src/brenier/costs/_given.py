@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from brenier.costs._base import Cost
@@ -13,6 +13,7 @@ from brenier.costs._convex import ConvexCost
 from brenier.costs._powers import CoordinatewisePower, Power, SquaredNorm
 from brenier.costs._quadratic import Mahalanobis, Quadratic
 from brenier.errors import InputError
+from brenier.typing import Points
 
 
 def as_cost(cost: Any, dim: int) -> Cost:
@@ -58,7 +59,12 @@ def fingerprint(cost: Cost, dim: int) -> np.ndarray:
     """`L` at sixteen fixed velocities (d,) of lengths around 1: tells one cost from another, whatever its class."""
     rng = np.random.default_rng(0)
     v = rng.normal(size=(16, dim)) / np.sqrt(dim) * np.geomspace(0.1, 3.0, 16)[:, None]
-    return np.asarray(jax.vmap(cost.lagrangian)(jnp.asarray(v)))
+    return np.asarray(_lagrangians(cost, v))
+
+
+@eqx.filter_jit
+def _lagrangians(cost: Cost, v: Points) -> jax.Array:
+    return jax.vmap(cost.lagrangian)(v)
 
 
 def _from_ott(cost: Any, dim: int) -> Cost:
