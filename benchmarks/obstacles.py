@@ -51,7 +51,10 @@ SCENES: dict[str, Callable[[], Scene]] = {
     "stunnel": stunnel,
     "gmm": lambda: gmm(stratified=True),
 }
-ROWS: dict[str, tuple[str, brenier.HOTA]] = {"hota": ("HOTA", brenier.HOTA())}
+ROWS: dict[str, tuple[str, brenier.HOTA]] = {
+    "hota": ("HOTA", brenier.HOTA()),
+    "spread": ("HOTA, spread starts", brenier.HOTA(starts="spread")),
+}
 
 
 def run(options: Options) -> None:

@@ -326,6 +326,30 @@ def test_new_paths_know_where_the_flow_takes_their_particles():
     np.testing.assert_array_equal(state.arrivals[32:], state.paths[-1, 32:])  # those of before
 
 
+def test_spread_particles_start_from_the_source_in_turn():
+    method = HOTA(pool=64, refreshed=32, rollout_steps=3, widths=(4,), starts="spread")
+    problem, elsewhere, taken = brenier.TransportProblem(X, Y), jnp.asarray(X[:32]) + 5.0, 64
+    state = method.init(problem, KEY)
+    np.testing.assert_allclose(np.sort(state.source, axis=0), np.sort(X, axis=0), atol=1e-6)
+    for step in range(12):  # around the end of the source
+        state, newest = _renewed(method, problem, state, elsewhere, jax.random.key(step))
+        own = newest[: len(elsewhere)][state.counted[newest] > 0]
+        rows = (taken + np.arange(len(own))) % len(X)
+        np.testing.assert_allclose(state.paths[0, own], state.source[rows], atol=1e-12)
+        taken += len(own)
+    assert taken > len(X) + 32
+
+
+def test_spread_starts_fit_as_random_ones_do():
+    options = dict(pool=128, improved=64, rollout_steps=8, widths=(32, 32), steps=300)
+    problem = brenier.TransportProblem(X, Y)
+    for starts in ("random", "spread"):
+        found = brenier.fit(problem, HOTA(starts=starts, **options), key=KEY)
+        assert brenier.metrics.uvp(found.transport.forward(X), LINEAR.forward(X)) < 3.0
+    with pytest.raises(InputError, match="starts"):
+        HOTA(starts="even")
+
+
 def test_a_constant_column_asks_for_no_weights():
     flat = jnp.asarray(X, np.float32).at[:, 1].set(0.1)
     weights = _weights(flat[:80], jnp.ones(80), _features(flat, 5).mean(0))

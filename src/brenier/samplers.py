@@ -26,6 +26,7 @@ Encode = Callable[[Any], Any]
 _CHECKED_ROWS = 100_000
 _READ_ROWS = 4096  # between two moments at which mapped pages are let go: each row may hold 64 KiB
 
+_MOST_LEAVES = 2**14  # of a tree: a second's work
 _LOOK = 4096  # points of a part, of which its widest axis is told
 POOL = 100_000
 """Samples behind moments, bounding boxes and the linear map."""
@@ -488,6 +489,32 @@ def cells_by_place(points: np.ndarray, count: int) -> np.ndarray:
         order = np.argpartition(points[rows, np.argmax(some.var(axis=0))], cut)
         parts += [(rows[order[:cut]], first, left), (rows[order[cut:]], first + left, cells - left)]
     return cell
+
+
+def spread_order(points: np.ndarray) -> np.ndarray:
+    """Numbers of the points (n, d) in an order in which any few in a row are spread evenly over all.
+
+    The leaves of a k-d tree, as van der Corput visits the binary fractions: from one half to the other, and so on down.
+
+    References:
+        Owen, *Randomly permuted (t,m,s)-nets and (t,s)-sequences*, 1995 (the scrambling).
+    """
+    if len(points) < 2:
+        return np.arange(len(points))
+    levels = min(len(points), _MOST_LEAVES).bit_length() - 1
+    leaf = cells_by_place(points, 2**levels)
+    # Which half comes first is drawn for every part: otherwise all parts would show the same side of theirs.
+    rng = np.random.default_rng(0)
+    turn = np.zeros_like(leaf)
+    for level in range(levels):
+        second = rng.integers(0, 2, 2**level)[leaf >> (levels - level)]
+        turn |= ((leaf >> (levels - level - 1) & 1) ^ second) << level
+    order = np.argsort(turn, kind="stable")
+    visit = np.arange(len(points)) - np.searchsorted(turn[order], turn[order])
+    # A visit of some leaves alone would leave gaps: what is left is spread on its own.
+    left = order[visit == len(points) >> levels]
+    order = order[np.argsort(visit, kind="stable")][: len(points) - len(left)]
+    return np.concatenate([order, left[spread_order(points[left])]])
 
 
 def _let_go(array: Any) -> None:

@@ -61,7 +61,7 @@ from brenier.paths import (
 )
 from brenier.problem import TransportProblem
 from brenier.routes import Routes, no_routes, shortest_routes
-from brenier.samplers import POOL
+from brenier.samplers import POOL, spread_order
 from brenier.state_costs import evaluate_at
 from brenier.typing import Key, Points, Potential
 
@@ -91,6 +91,7 @@ _FIRST_PULL, _LAST_PULL = 100.0, 10.0
 _LONGEST_STRAY = 3.0
 _PROBES, _FEW_PROBES = 16, 8  # of the blur, for Newton's steps and for comparing paths
 _RESTARTS = 0.5  # share of new paths that start on noisy ones
+_STARTED = 2**23  # coordinates of the samples that paths start from in turn, at most
 _WIDE = 0.25  # share of new paths that start further out, at up to twice their distance
 _FRESH_SHARE = 4  # one in so many of the improved paths is among the newest
 _NEWTON_STEPS = 2
@@ -118,6 +119,8 @@ class PathState(eqx.Module):
     optimizers: tuple[optax.OptState, optax.OptState]
     paths: Float[Array, "nodes pool d"]
     routes: Routes
+    source: Float[Array, "n d"]  # where paths start in turn; empty where they start at random
+    started: Int[Array, ""]  # the next of these
     starts: Float[Array, "pool"]
     damping: Float[Array, "pool"]
     strays: Float[Array, "pool d"]  # how far noise takes a particle from the end of the path
@@ -129,6 +132,9 @@ class PathState(eqx.Module):
 
 def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
     x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
+    source = _source(method, x)
+    if len(source):
+        x = source
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
     options = {"direct": True, "radial": problem.dim > MATRICES, "key": key}
     end = built(DenseQuadratic, problem.dim, _END_WIDTHS, **options)
@@ -149,6 +155,8 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         ),
         paths=paths,
         routes=_routes(method, problem),
+        source=jnp.asarray(source, problem.dtype),
+        started=jnp.asarray(len(x) % max(len(source), 1), jnp.int32),
         starts=jnp.zeros(len(x), problem.dtype),
         damping=jnp.full(len(x), FIRST_DAMPING, problem.dtype),
         strays=jnp.zeros_like(x),
@@ -181,6 +189,14 @@ def _cloud(
     times = jnp.linspace(0.0, 1.0, moments, dtype=paths.dtype)[:, None]
     at = at_times(paths, starts, jnp.arange(n), jnp.broadcast_to(times, (moments, n)))
     return frames(at, jnp.where(starts[None] <= times, counted[None], 0.0), _LEAST_WIDTH)
+
+
+def _source(method: HOTA, x: np.ndarray) -> np.ndarray:
+    """Samples (n, d) in the order in which paths start from them, where they take turns."""
+    if method.starts == "random":
+        return x[:0]
+    x = x[: max(_STARTED // x.shape[1], 1)]
+    return x[spread_order(x)]
 
 
 def _routes(method: HOTA, problem: TransportProblem) -> Routes:
@@ -460,6 +476,13 @@ def _renewed(
     u = with_base(state.base, state.average)
     wide = split(jax.random.uniform(wide_key, (fresh, 2), x.dtype))
     stretch = jnp.where(wide[:, 0] < _WIDE, 1.0 + wide[:, 1], 1.0)
+    started = state.started
+    if size := len(state.source):
+        # Those that start further out must not leave a gap.
+        own = stretch == 1.0
+        turn = (started + jnp.cumsum(own) - 1) % size
+        x = jnp.where(own[:, None], split(state.source[turn]), x)
+        started = ((started + jnp.sum(own)) % size).astype(jnp.int32)
     if problem.noise:
         noisy = simulate(u, problem, x, noise_key, steps)
         node = jax.random.randint(time_key, (fresh,), 1, steps)
@@ -485,6 +508,7 @@ def _renewed(
         damping=state.damping.at[newest].set(FIRST_DAMPING),
         strays=state.strays.at[newest].set(strays),
         arrivals=state.arrivals.at[newest].set(arrivals),
+        started=started,
         counted=state.counted.at[newest].set((stretch == 1.0).astype(x.dtype)),
     ), newest
 
@@ -531,8 +555,11 @@ def _chosen(
     count = min(method.improved, method.pool)
     recent = count // _FRESH_SHARE
     last = newest[-1] - jnp.arange(recent)
-    others = jax.random.choice(key, method.pool, (count - recent,), replace=False)
-    return jnp.concatenate([last % method.pool, others])
+    if method.starts == "random":
+        others = jax.random.choice(key, method.pool, (count - recent,), replace=False)
+    else:  # next to each other in the pool, for these are spread evenly
+        others = (state.step % method.pool) * (count - recent) + jnp.arange(count - recent)
+    return jnp.concatenate([last, others]) % method.pool
 
 
 def _spliced(

@@ -41,6 +41,7 @@ from brenier.typing import Key, Points
 
 Residual = Literal["squared", "huber"]
 Objective = Literal["paths", "residual"]
+Starts = Literal["random", "spread"]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
@@ -166,6 +167,9 @@ class HOTA(PresetMethod[Any]):
         pool: paths that are kept.
         improved: of these, at a step.
         refreshed: of these, started anew at a step.
+        starts: from which source samples paths start anew: "random" ones, or in turn, in an order in which any few in a
+            row are "spread" evenly. Then as much goes to every part of a target that is in parts, but behind a narrow
+            passage the flow needs more steps.
         search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
             obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
@@ -219,6 +223,7 @@ class HOTA(PresetMethod[Any]):
     pool: int = 1024
     improved: int = 256
     refreshed: int = 16
+    starts: Starts = "random"
     search: bool = False
     rollout_steps: int = FROM_PRESET
     rollout_every: int = FROM_PRESET
@@ -533,6 +538,7 @@ class HOTA(PresetMethod[Any]):
             "stored_trajectories", "buffer_size", "probes", "pool", "improved", "refreshed"
         )
         expected.one_of("objective", ("paths", "residual"))
+        expected.one_of("starts", ("random", "spread"))
         for name in ("control_weight", "acceleration_weight", "margin"):
             expected.number(name, test=lambda v: v >= 0.0, what=">= 0")
         for name in ("pretraining", "interpolants", "annealing"):
