@@ -333,7 +333,7 @@ def test_spread_particles_start_from_the_source_in_turn():
     np.testing.assert_allclose(np.sort(state.source, axis=0), np.sort(X, axis=0), atol=1e-6)
     for step in range(12):  # around the end of the source
         state, newest = _renewed(method, problem, state, elsewhere, jax.random.key(step))
-        own = newest[: len(elsewhere)][state.counted[newest] > 0]
+        own = newest[state.counted[newest] > 0]
         rows = (taken + np.arange(len(own))) % len(X)
         np.testing.assert_allclose(state.paths[0, own], state.source[rows], atol=1e-12)
         taken += len(own)

@@ -26,7 +26,7 @@ Encode = Callable[[Any], Any]
 _CHECKED_ROWS = 100_000
 _READ_ROWS = 4096  # between two moments at which mapped pages are let go: each row may hold 64 KiB
 
-_MOST_LEAVES = 2**14  # of a tree: a second's work
+_MOST_LEAVES = 2**14  # of a tree: more take seconds to cut
 _LOOK = 4096  # points of a part, of which its widest axis is told
 POOL = 100_000
 """Samples behind moments, bounding boxes and the linear map."""

@@ -168,8 +168,7 @@ class HOTA(PresetMethod[Any]):
         improved: of these, at a step.
         refreshed: of these, started anew at a step.
         starts: from which source samples paths start anew: "random" ones, or in turn, in an order in which any few in a
-            row are "spread" evenly. Then as much goes to every part of a target that is in parts, but behind a narrow
-            passage the flow needs more steps.
+            row are "spread" evenly: to a target in parts, more nearly the right mass goes to each.
         search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
             obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
