@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -263,6 +263,21 @@ adam = functools.cache(optax.adam)
 def built(network: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """`network(*arguments, **options)` as one compiled program: layer by layer it takes longer than many steps."""
     return network(*arguments, **options)
+
+
+class Blueprint(NamedTuple):
+    """A network that is not drawn yet."""
+
+    network: Callable[..., Any]
+    dim: int
+    options: dict[str, Any]
+
+
+def drawn(network: eqx.Module | Blueprint, key: Key) -> Any:
+    """A network from its blueprint; one of the user's is as it is."""
+    if isinstance(network, eqx.Module):
+        return network
+    return built(network.network, network.dim, **network.options, key=key)
 
 
 def cast(module: Any, dtype: Any) -> Any:

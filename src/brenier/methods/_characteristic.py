@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from brenier.coordinates import Frame
-from brenier.costs import Cost
+from brenier.costs import Cost, Quadratic
 from brenier.devices import split
 from brenier.discrepancies import Statistic, classwise_energy_distance
 from brenier.errors import InputError
@@ -23,14 +23,15 @@ from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import backward_map, forward_map
 from brenier.methods._base import (
     FROM_PRESET,
+    Blueprint,
     Expected,
     PresetMethod,
     Schedule,
     adam,
     averaged,
-    built,
     cast,
     decay,
+    drawn,
     refuse_bent_paths,
     refuse_other_costs,
     with_base,
@@ -155,7 +156,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
 
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-        network = self._network(problem, key)
+        network = drawn(self._blueprint(problem), key)
         base = None
         if self.gaussian_start:
             network = with_zero_head(network)
@@ -275,18 +276,18 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
     def default_network(self, problem: TransportProblem) -> Design:
         """Our network for a problem, as measured."""
         dim = problem.dim
-        if _levels_off(problem.cost, dim):
+        if not isinstance(problem.cost, Quadratic) and _levels_off(problem.cost, dim):
             # Its potentials have bounded slopes, which quadratic skips would bend beyond the bound in the tails.
             return Design("mlp", (64,) * 4 if dim <= 4 else (128, 128, 128, 64), "softplus")
         return Design("dense_quadratic", (256, 256, 128) if dim >= 48 else (128, 128, 64), "celu")
 
-    def _network(self, problem: TransportProblem, key: Key, **which: Any) -> eqx.Module:
+    def _blueprint(self, problem: TransportProblem, **which: Any) -> eqx.Module | Blueprint:
         if isinstance(self.network, eqx.Module):
             return self.network
         default = self.default_network(problem, **which)
         name = default.name if self.network is None else self.network
         activation = default.activation if self.activation is None else self.activation
-        options: dict[str, Any] = {"activation": activation, "key": key}
+        options: dict[str, Any] = {"activation": activation}
         ours, widths = self.preset == "default", self.widths
         if ours and widths is None and name == default.name:
             widths = default.widths
@@ -294,7 +295,7 @@ class CharacteristicMethod(PresetMethod[CharacteristicState]):
             options["widths"] = widths
         if name == "dense_quadratic":
             options["direct"] = ours
-        return built(_NETWORKS[name], problem.dim, **options)
+        return Blueprint(_NETWORKS[name], problem.dim, options)
 
     def _optimizer(self) -> optax.GradientTransformation:
         if isinstance(self.optimizer, optax.GradientTransformation):

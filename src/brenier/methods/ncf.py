@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -18,7 +19,7 @@ from brenier.costs import Cost, Quadratic
 from brenier.errors import InputError
 from brenier.hamiltonian import implicit_residual
 from brenier.hopf_lax import EndSlices, HopfLaxPotential, solve_feet
-from brenier.methods._base import FROM_PRESET, Expected, cast
+from brenier.methods._base import FROM_PRESET, Blueprint, Expected, cast, drawn
 from brenier.methods._characteristic import (
     CharacteristicMethod,
     CharacteristicState,
@@ -186,11 +187,8 @@ class NCF(CharacteristicMethod):
     def init(self, problem: TransportProblem, key: Key) -> CharacteristicState:
         if self.objective == "energy":
             return super().init(problem, key)
-        start, end = (
-            self._network(problem, jax.random.fold_in(key, int(last)), last=last)
-            for last in (False, True)
-        )
-        slices, optimizer = _at_rest(start, end, self._optimizer(), problem.dtype)
+        slices = [self._blueprint(problem, last=last) for last in (False, True)]
+        state = _at_rest(slices, self._optimizer(), problem.dim, problem.dtype, key)
         pair = None
         if self.pair_coordinates and isinstance(problem.cost, Quadratic):
             sides = problem.source, problem.target
@@ -200,14 +198,7 @@ class NCF(CharacteristicMethod):
             else:
                 pair = PairCoordinates.from_samples(*(side.pool(POOL, 0) for side in sides))
             pair = cast(pair, problem.dtype)
-        return CharacteristicState(
-            network=slices,
-            averaged=slices,
-            base=pair,
-            optimizer=optimizer,
-            box=jnp.zeros((2, problem.dim), problem.dtype),
-            step=jnp.zeros((), jnp.int32),
-        )
+        return dataclasses.replace(state, base=pair)
 
     def step(
         self,
@@ -338,11 +329,29 @@ class NCF(CharacteristicMethod):
 
 @eqx.filter_jit
 def _at_rest(
-    start: Any, end: Any, optimizer: optax.GradientTransformation, dtype: Any
-) -> tuple[EndSlices, optax.OptState]:
-    """The slices of `u = 0`, the identity, from which the first conjugates are exact."""
-    slices = cast(EndSlices(with_zero_head(start), with_zero_head(end), jnp.zeros(())), dtype)
-    return slices, optimizer.init(slices)
+    networks: Sequence[eqx.Module | Blueprint],
+    optimizer: optax.GradientTransformation,
+    dim: int,
+    dtype: Any,
+    key: Key,
+) -> CharacteristicState:
+    """The start of both slices at `u = 0`, the identity, from which the first conjugates are exact.
+
+    One program for all of it: piece by piece it takes longer than many steps of a small fit.
+    """
+    start, end = (
+        with_zero_head(drawn(network, jax.random.fold_in(key, i)))
+        for i, network in enumerate(networks)
+    )
+    slices = cast(EndSlices(start, end, jnp.zeros(())), dtype)
+    return CharacteristicState(
+        network=slices,
+        averaged=slices,
+        base=None,
+        optimizer=optimizer.init(slices),
+        box=jnp.zeros((2, dim), dtype),
+        step=jnp.zeros((), jnp.int32),
+    )
 
 
 def _middling(problem: TransportProblem) -> bool:
