@@ -47,6 +47,7 @@ _MEDIUM = 16  # the most dimensions of the middle range, see `NCF.default_networ
 # Up to so many samples, the widths beyond which a network only learns their noise.
 _WIDTHS_OF_FEW = ((2048, (16, 16, 16)), (20_000, (32, 32, 16)))
 _LEAST_BATCH = 64
+_SHARED = 16  # devices or processes, up to which they share such a batch evenly
 _CLASSWISE = 0.5
 """Share of the learning rate where there are classes: what is left of the map in `ClassCoordinates` is small."""
 _UNSOLVED = 4.0  # tolerances from its target beyond which a foot is left out
@@ -169,7 +170,7 @@ class NCF(CharacteristicMethod):
         if problem.classes or samples < 2 * _LEAST_BATCH:
             return most
         # Steps on a quarter of the samples, spread evenly over them, come as far as steps on all, and cost less.
-        return int(min(most, max(_LEAST_BATCH, samples / 4)))
+        return int(min(most, max(_LEAST_BATCH, samples / 4 // _SHARED * _SHARED)))
 
     def settled(self, problem: TransportProblem) -> NCF:
         widths = self.widths
