@@ -170,7 +170,7 @@ class NCF(CharacteristicMethod):
         if problem.classes or samples < 2 * _LEAST_BATCH:
             return most
         # Steps on a quarter of the samples, spread evenly over them, come as far as steps on all, and cost less.
-        return int(min(most, max(_LEAST_BATCH, samples / 4 // _SHARED * _SHARED)))
+        return int(min(most, max(_LEAST_BATCH, samples / 4))) // _SHARED * _SHARED
 
     def settled(self, problem: TransportProblem) -> NCF:
         widths = self.widths
