@@ -57,10 +57,8 @@ ROWS: dict[str, tuple[str, brenier.HOTA]] = {
     "hota": ("HOTA", brenier.HOTA()),
     "spread": ("HOTA, spread starts", brenier.HOTA(starts="spread")),
 }
-
-
 EXACT = {"scene": "gmm", "method": "exact"}
-DISCRETE = 6400  # samples a side of the exact map; ten times as long for twice as many
+DISCRETE = 6400  # samples a side, of which the exact map is estimated
 
 
 def run(options: Options) -> None:
@@ -124,11 +122,7 @@ def measure(
 
 def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
     """Costs, arrival and violations of fresh paths along a potential."""
-    x, y, other = (
-        np.asarray(side(key, n))
-        for side, key in zip((scene.source, scene.target, scene.target), keys[:3], strict=True)
-    )
-
+    x, y, other = _judged(scene, keys, n)
     posed = problem(scene)
     scores = {"floor": wasserstein2_squared(other, y)}
     for name, (steps, scheme) in ROLLOUTS.items():
@@ -147,6 +141,12 @@ def judge(potential: Any, scene: Scene, keys: Any, n: int) -> dict[str, float]:
     return scores
 
 
+def _judged(scene: Scene, keys: Any, n: int) -> list[np.ndarray]:
+    """Fresh points of the source and of the target, and others of the target."""
+    sides = scene.source, scene.target, scene.target
+    return [np.asarray(side(key, n)) for side, key in zip(sides, keys[:3], strict=True)]
+
+
 def sinkhorn(x: Any, y: Any) -> dict[str, float]:
     """The divergence of the published tables, and whether the iterations came to an end."""
     from ott.geometry.pointcloud import PointCloud  # pyright: ignore[reportMissingImports]
@@ -159,16 +159,13 @@ def sinkhorn(x: Any, y: Any) -> dict[str, float]:
 
 
 def _measure_exact(options: Options, seed: int) -> None:
-    """Where the exact map between the mixtures, without the discs, takes points that it has not seen."""
+    """Where an estimate of the exact map of gmm, without the discs, takes points that it has not seen."""
     scene = SCENES[EXACT["scene"]]()
     start = time.perf_counter()
     n = 160 if options.quick else DISCRETE
     forward = _exact_map(n)
     _, *keys = jax.random.split(jax.random.key(seed), 5)
-    x, y, other = (
-        np.asarray(side(key, 200 if options.quick else JUDGED), np.float64)
-        for side, key in zip((scene.source, scene.target, scene.target), keys[:3], strict=True)
-    )
+    x, y, other = _judged(scene, keys, 200 if options.quick else JUDGED)
     scores = {
         "floor": wasserstein2_squared(other, y),
         "w2_squared": wasserstein2_squared(forward(x), y),
@@ -261,7 +258,7 @@ def table(results: Path) -> str | None:
     if exact:
         ratios = list(np.divide(values(exact, "w2_squared"), values(exact, "floor")))
         text += (
-            f"\nThe exact map of gmm without its discs, from {exact[0]['points']} samples a side: W₂² in units of that "
+            f"\nThe exact map of gmm without its discs, estimated from {exact[0]['points']} samples a side: W₂² in units of that "
             f"of two target samples {median_and_worst(ratios)}; {len(exact)} seeds."
         )
     return text
