@@ -258,7 +258,7 @@ def table(results: Path) -> str | None:
     if exact:
         ratios = list(np.divide(values(exact, "w2_squared"), values(exact, "floor")))
         text += (
-            f"\nThe exact map of gmm without its discs, estimated from {exact[0]['points']} samples a side: W₂² in units "
-            f"of that of two target samples {median_and_worst(ratios)}; {len(exact)} seeds."
+            f"\nThe exact map of gmm without its discs, estimated from {exact[0]['points']} samples a side: "
+            f"W₂² in units of that of two target samples {median_and_worst(ratios)}; {len(exact)} seeds."
         )
     return text
