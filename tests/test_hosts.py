@@ -125,15 +125,17 @@ def wait_for(path, process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["energy", "dual", "diotm", "paths", "residual"])
-def test_two_processes_find_the_map_of_one(tmp_path, name):
+def test_processes_find_the_map_of_one(tmp_path, name):
     (alone,) = in_python(tmp_path, name, 1)
-    first, second = in_python(tmp_path, name, 2)
     size = np.abs(alone["images"]).max()
-    # Round-off of sums in another order, grown over a hundred steps.
-    np.testing.assert_allclose(first["images"], alone["images"], atol=1e-10 * size)
-    np.testing.assert_allclose(first["loss"], alone["loss"], rtol=1e-7, atol=1e-10)
-    for column in ("images", "loss", "score"):
-        np.testing.assert_array_equal(first[column], second[column])
+    for count in (2, 4):
+        first, *others = in_python(tmp_path, name, count)
+        # Round-off of sums in another order, grown over a hundred steps.
+        np.testing.assert_allclose(first["images"], alone["images"], atol=1e-10 * size)
+        np.testing.assert_allclose(first["loss"], alone["loss"], rtol=1e-7, atol=1e-10)
+        for other in others:
+            for column in ("images", "loss", "score"):
+                np.testing.assert_array_equal(first[column], other[column])
 
 
 @pytest.mark.slow
