@@ -95,8 +95,15 @@ def _chunks(method: Method[Any], posed: brenier.TransportProblem, key: Any) -> t
             side.draw(jax.random.fold_in(key, i), step, CHUNK, method.batch(posed))
             for i, side in enumerate((posed.source, posed.target))
         )
-        keys = jax.random.split(jax.random.fold_in(key, step), CHUNK)
-        return source, target, keys, np.int32(CHUNK), np.float32(0.5), np.float32(0.0)
+        return (
+            source,
+            target,
+            key,
+            np.int32(step),
+            np.int32(CHUNK),
+            np.float32(0.5),
+            np.float32(0.0),
+        )
 
     start = time.perf_counter()
     advance = program.advance((state, *inputs(0)))

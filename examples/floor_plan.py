@@ -114,8 +114,7 @@ def main() -> None:
     walls = OccupancyGrid.from_image(plan, EXTENT, height=HEIGHT, outside="wall")
     X, Y = crowd(FRONT_DOOR, 4000, 0), crowd(BALCONY_DOOR, 4000, 1)
     problem = brenier.TransportProblem(X, Y, state_cost=walls, noise=SWAY)
-    # Twice as many steps as usual, for the way has many turns.
-    method = brenier.HOTA(search=True, rollout_steps=64)
+    method = brenier.HOTA(search=True)
     steps = 4 if given.quick else given.steps
     solution = brenier.fit(problem, method, key=jax.random.key(0), steps=steps, validation=0.0)
 

@@ -1,5 +1,7 @@
 """HOTA against closed forms, and the signs that a flip must not survive."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from brenier.flow import FlowTransport, simulate
 from brenier.gaussian import GaussianPotential
 from brenier.hamiltonian import laplacian, pde_residual, turning
 from brenier.methods._paths import (
+    _arrived,
     _aside,
     _astray,
     _features,
@@ -183,6 +186,21 @@ class TestFlow:
             found = np.abs(ends / (np.exp(-1.0) * X) - 1.0).max()
             assert 0.1 * off < found < 1.1 * off
 
+    def test_paths_can_be_differentiated_and_a_black_box_is_only_evaluated(self):
+        def priced(x):
+            return np.ones(len(x))
+
+        problem = brenier.TransportProblem(X, Y, state_cost=brenier.state_costs.BlackBox(priced))
+
+        def far(rate):
+            u = lambda t, x: -0.5 * rate * jnp.sum(x**2)  # noqa: E731
+            paths = simulate(u, problem, jnp.asarray(X[:8]), KEY, 10)
+            return jnp.sum(paths.points[-1]), paths.state
+
+        slope, state = jax.grad(far, has_aux=True)(1.0)
+        np.testing.assert_allclose(slope, -np.exp(-1.0) * X[:8].sum(), rtol=1e-5)
+        np.testing.assert_allclose(state, 1.0, rtol=1e-6)
+
     @pytest.mark.parametrize("scheme", ["rk4", "euler"])
     def test_simulated_noise_has_the_variance_of_its_equation(self, scheme):
         """`dx = -x dt + σ dW` from 0 has the variance `½ σ² (1 - e⁻²)` at time 1."""
@@ -340,12 +358,50 @@ def test_spread_particles_start_from_the_source_in_turn():
     assert taken > len(X) + 32
 
 
-def test_spread_starts_fit_as_random_ones_do():
+@pytest.mark.parametrize("starts", ["random", "spread"])
+def test_the_last_steps_bring_the_flow_to_the_target(starts, monkeypatch):
+    """And nothing moves but the potential that is delivered."""
+    monkeypatch.setattr("brenier.methods._paths._ARRIVAL_RATE", 1e-2)
+    method = HOTA(improved=128, rollout_steps=8, widths=(16,), mean_shift=False, starts=starts)
+    problem = brenier.TransportProblem(X, Y, noise=0.05)
+    first = state = method.init(problem, KEY)
+    step = jax.jit(
+        lambda state, i: _arrived(method, problem, state, (X, Y), jax.random.key(i), i / 100)
+    )
+    apart = []
+    for i in range(100):
+        state, metrics = step(state, i)
+        apart.append(metrics["loss"])
+    assert np.mean(apart[-20:]) < 0.05 * apart[0]
+    others = dataclasses.replace(
+        state, average=first.average, optimizers=first.optimizers, step=first.step
+    )
+    if starts == "spread":
+        assert state.started == (first.started + 100 * 128) % len(X)
+        others = dataclasses.replace(others, started=first.started)
+    assert eqx.tree_equal(others, first)
+
+
+def test_paths_rest_in_the_last_steps_around_walls():
+    options = dict(pool=32, improved=16, refreshed=8, rollout_steps=3, widths=(4,), arrival=0.5)
+    method, batch = HOTA(**options), (jnp.asarray(X[:32]), jnp.asarray(Y[:32]))
+    for walls in (lambda x: jnp.where(x[0] > 1.0, 5.0, 0.0), None):
+        problem = brenier.TransportProblem(X, Y, state_cost=walls)
+        state = method.init(problem, KEY)
+        assert bool(len(state.source)) == (walls is not None)  # starts in turn
+        step = jax.jit(lambda *args, p=problem: method.step(p, *args)[0])
+        early, late = (step(state, batch, KEY, jnp.asarray(t)) for t in (0.25, 0.75))
+        assert np.any(early.paths != state.paths)
+        assert np.all(late.paths == state.paths) == (walls is not None)
+        for found in (early, late):
+            assert not eqx.tree_equal(found.average, state.average)
+
+
+def test_spread_starts_fit():
     options = dict(pool=128, improved=64, rollout_steps=8, widths=(32, 32), steps=300)
-    problem = brenier.TransportProblem(X, Y)
-    for starts in ("random", "spread"):
-        found = brenier.fit(problem, HOTA(starts=starts, **options), key=KEY)
-        assert brenier.metrics.uvp(found.transport.forward(X), LINEAR.forward(X)) < 3.0
+    method = HOTA(starts="spread", **options)
+    found = brenier.fit(brenier.TransportProblem(X, Y), method, key=KEY)
+    assert brenier.metrics.uvp(found.transport.forward(X), LINEAR.forward(X)) < 3.0
     with pytest.raises(InputError, match="starts"):
         HOTA(starts="even")
 

@@ -167,6 +167,8 @@ def simulate(
 ) -> Paths:
     """Paths of `dx = (f + ∇H(∇u)) dt + σ dW` from `x`, (n, d), and their costs at the left ends of the steps.
 
+    They can be differentiated but for what they pay to the state cost, which is only evaluated.
+
     Args:
         u: the potential, in the coordinates of `problem`.
         steps: of equal length.
@@ -197,7 +199,7 @@ def simulate(
         kinetic = jax.vmap(problem.cost.lagrangian)(control(start, x))
         state = jnp.zeros(len(x), x.dtype)
         if problem.state_cost is not None:
-            state = jax.vmap(problem.state_cost)(x)
+            state = jax.vmap(problem.state_cost)(jax.lax.stop_gradient(x))
         before = after = jnp.zeros_like(x)
         if problem.noise:
             size = problem.noise * jnp.sqrt(0.5 * dt)
@@ -214,7 +216,9 @@ def simulate(
         return moved, (moved, dt * kinetic, dt * state)
 
     keys = jax.random.split(key, len(times) - 1)
-    _, (points, kinetic, state) = jax.lax.scan(advance, x, (times[:-1], times[1:], keys))
+    # For a gradient the steps are gone through again: to keep all of them would take as much memory as they are many.
+    along = jax.checkpoint(advance, prevent_cse=False)
+    _, (points, kinetic, state) = jax.lax.scan(along, x, (times[:-1], times[1:], keys))
     points = jnp.concatenate([x[None], points])
     return Paths(times, points, jnp.sum(kinetic, axis=0), jnp.sum(state, axis=0))
 

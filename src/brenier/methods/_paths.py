@@ -11,6 +11,9 @@ and its slope the path's first momentum. So each step
 4. raises the Kantorovich dual in `g`: higher at samples of the target, lower where the paths end; in the last quarter
    of the run, more and more, lower where the flow ends, for the flow is what is delivered, and not quite the paths.
 
+Where there are walls the last steps are of the flow alone: each rolls it out and lowers the energy distance between its
+ends and the target. What little the potential has not learned of the paths is what keeps it from arriving.
+
 At first `g` knows nothing, and a path would rather end before a wall than go around: until half of the run is over its
 end is drawn to the target as well.
 
@@ -43,7 +46,8 @@ from jaxtyping import Array, Float, Int
 
 from brenier.costs import Quadratic
 from brenier.devices import split, whole
-from brenier.flow import drifts, simulate, velocities
+from brenier.discrepancies import energy_distance
+from brenier.flow import Paths, drifts, simulate, velocities
 from brenier.hamiltonian import laplacian
 from brenier.methods._base import adam, averaged, built, cast, decay, with_base
 from brenier.methods._muon import muon
@@ -105,6 +109,9 @@ _PATHS_A_MOMENT = 8  # at least, for weights that are never far from 1
 # How far the dual goes over from the ends of paths to those of the flow, in which last share of the run. The flow
 # answers late: earlier, or as a whole, the two swing.
 _TRUST, _LAST = 0.5, 0.25
+# Of these last steps: as large as brings the flow to the target in a hundred of them, and small beside all that it
+# knows of walls.
+_ARRIVAL_RATE, _ARRIVAL_BETAS = 3e-5, (0.9, 0.99)
 _FITS, _PLACES = 4, 1024  # fits of the potential in a step, and places on paths in each
 _STRIDE = 8  # nodes from one look at `Δu` to the next
 
@@ -116,7 +123,7 @@ class PathState(eqx.Module):
     average: Any
     base: Any
     end: Any
-    optimizers: tuple[optax.OptState, optax.OptState]
+    optimizers: tuple[optax.OptState, optax.OptState, optax.OptState]
     paths: Float[Array, "nodes pool d"]
     routes: Routes
     source: Float[Array, "n d"]  # where paths start in turn; empty where they start at random
@@ -132,7 +139,7 @@ class PathState(eqx.Module):
 
 def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: Key) -> PathState:
     x, y = problem.source.pool(POOL, 0), problem.target.pool(POOL, 0)
-    source = _source(method, x)
+    source = _source(method, problem, x)
     if len(source):
         x = source
     x = jnp.asarray(x[np.arange(method.pool) % len(x)], problem.dtype)
@@ -152,6 +159,7 @@ def init(method: HOTA, problem: TransportProblem, network: Any, base: Any, key: 
         optimizers=(
             jax.jit(optimizers[0].init)(network),
             jax.jit(optimizers[1].init)(end.potential),
+            jax.jit(optimizers[2].init)(network),
         ),
         paths=paths,
         routes=_routes(method, problem),
@@ -191,9 +199,10 @@ def _cloud(
     return frames(at, jnp.where(starts[None] <= times, counted[None], 0.0), _LEAST_WIDTH)
 
 
-def _source(method: HOTA, x: np.ndarray) -> np.ndarray:
+def _source(method: HOTA, problem: TransportProblem, x: np.ndarray) -> np.ndarray:
     """Samples (n, d) in the order in which paths start from them, where they take turns."""
-    if method.starts == "random":
+    spread = problem.state_cost is not None if method.starts is None else method.starts == "spread"
+    if not spread:
         return x[:0]
     x = x[: max(_STARTED // x.shape[1], 1)]
     return x[spread_order(x)]
@@ -213,10 +222,11 @@ def _routes(method: HOTA, problem: TransportProblem) -> Routes:
 
 def _optimizers(
     method: HOTA, problem: TransportProblem
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+) -> tuple[optax.GradientTransformation, ...]:
+    """Of the potential while it learns, of what ends are worth, and of the potential on its arrival."""
     rate = _END_RATE if problem.noise else _END_RATE_WITHOUT_NOISE
     of_ends = muon(rate, weight_decay=0.0 if problem.state_cost is None else _END_DECAY)
-    return adam(method.learning_rate, *method.betas), of_ends
+    return adam(method.learning_rate, *method.betas), of_ends, adam(_ARRIVAL_RATE, *_ARRIVAL_BETAS)
 
 
 def step(
@@ -227,14 +237,83 @@ def step(
     key: Key,
     progress: jax.Array,
 ) -> tuple[PathState, dict[str, jax.Array]]:
+    """A step of the paths and all that learns from them; in the last part of the run, of the flow alone."""
+    if problem.state_cost is None or not method.arrival:
+        return _learned(method, problem, state, batch, key, progress)
+    turn = 1.0 - method.arrival
+    return jax.lax.cond(
+        progress < turn,
+        lambda: _learned(method, problem, state, batch, key, progress / turn),
+        lambda: _arrived(method, problem, state, batch, key, (progress - turn) / method.arrival),
+    )
+
+
+def _arrived(
+    method: HOTA,
+    problem: TransportProblem,
+    state: PathState,
+    batch: tuple[jax.Array, jax.Array],
+    key: Key,
+    progress: jax.Array,
+) -> tuple[PathState, dict[str, jax.Array]]:
+    """The potential that is delivered, moved down the energy distance between the ends of its flow and the target."""
+    noise_key, start_key = jax.random.split(key)
+    x, y = map(whole, batch)
+    n, started = min(method.improved, len(x)), state.started
+    if size := len(state.source):
+        x = state.source[(started + jnp.arange(n)) % size]
+        started = ((started + n) % size).astype(jnp.int32)
+    else:
+        x = _some(x, n, start_key)
+
+    def distance(network: Any) -> tuple[jax.Array, Paths]:
+        u = with_base(state.base, network)
+        # By cheaper steps it would learn to make up for their error.
+        paths = simulate(u, problem, split(x), noise_key, method.rollout_steps)
+        return energy_distance(paths.points[-1], split(y)), paths
+
+    (apart, paths), slope = jax.value_and_grad(distance, has_aux=True)(state.average)
+    *others, own = state.optimizers
+    optimizer = _optimizers(method, problem)[-1]
+    average, own = _moved(optimizer, slope, own, state.average, decay("cosine", progress, 0.0))
+    g = jax.vmap(partial(with_base(state.base, state.end), jnp.ones((), x.dtype)))
+    state = dataclasses.replace(
+        state,
+        average=average,
+        started=started,
+        optimizers=(*others, own),
+        step=state.step + 1,
+    )
+    return state, {
+        "loss": apart,
+        "mismatch": jnp.mean(g(paths.points[-1])) - jnp.mean(g(split(y))),
+        "kinetic": jnp.mean(paths.kinetic),
+        "state": jnp.mean(paths.state),
+        "accepted": jnp.ones((), x.dtype),
+    }
+
+
+def _some(x: Points, n: int, key: Key) -> Points:
+    """Of a batch in the order of its cells every so-many-th sample: still one of each region."""
+    x = jnp.roll(x, jax.random.randint(key, (), 0, len(x)), axis=0)
+    return x[:: len(x) // n][:n]
+
+
+def _learned(
+    method: HOTA,
+    problem: TransportProblem,
+    state: PathState,
+    batch: tuple[jax.Array, jax.Array],
+    key: Key,
+    progress: jax.Array,
+) -> tuple[PathState, dict[str, jax.Array]]:
+    """The pool improved, the potential fitted to it, and the dual raised in what ends are worth."""
     keys = jax.random.split(key, 6)
     x, y = map(whole, batch)
     seen = jnp.mean(_features(x, len(state.moments)), axis=0)
     weight = 1.0 / (POOL / len(x) + 1.0 + state.step)  # a function's pool is one more sample of it
     moments = state.moments + (weight * (seen - state.moments)).astype(x.dtype)
-    # Batches are in the order of their cells: every so-many-th sample is still one of each region.
-    fresh = min(method.refreshed, len(x))
-    x = jnp.roll(x, jax.random.randint(keys[5], (), 0, len(x)), axis=0)[:: len(x) // fresh][:fresh]
+    x = _some(x, min(method.refreshed, len(x)), keys[5])
     x = split(jax.random.permutation(jax.random.fold_in(keys[5], 1), x))
     first = _FIRST_BLUR_ON_ROUTES if state.routes.ways.size else _FIRST_BLUR
     blur = _Blur(problem, _width(method, problem, first, progress))
@@ -327,7 +406,8 @@ def step(
         return (1.0 - trust) * by_paths + trust * by_flow - jnp.mean(g(split(y)))
 
     rate = decay("cosine", progress, _FINAL_RATE, hold=method.hold)
-    (of_paths, of_ends), (own, own_of_end) = _optimizers(method, problem), state.optimizers
+    of_paths, of_ends, _ = _optimizers(method, problem)
+    own, own_of_end, own_of_arrival = state.optimizers
     unknown = jnp.zeros((), x.dtype)
     network, own, loss = jax.lax.fori_loop(0, _FITS, fitted, (state.network, own, unknown))
     worth_of_ends = state.end.potential
@@ -347,7 +427,7 @@ def step(
         network=network,
         average=averaged(state.average, network, state.step, _AVERAGING),
         end=dataclasses.replace(state.end, potential=worth_of_ends),
-        optimizers=(own, own_of_end),
+        optimizers=(own, own_of_end, own_of_arrival),
     )
     return state, {
         "loss": loss,
@@ -555,7 +635,7 @@ def _chosen(
     count = min(method.improved, method.pool)
     recent = count // _FRESH_SHARE
     last = newest[-1] - jnp.arange(recent)
-    if method.starts == "random":
+    if not len(state.source):
         others = jax.random.choice(key, method.pool, (count - recent,), replace=False)
     else:  # next to each other in the pool, for these are spread evenly
         others = (state.step % method.pool) * (count - recent) + jnp.arange(count - recent)

@@ -168,7 +168,10 @@ class HOTA(PresetMethod[Any]):
         improved: of these, at a step.
         refreshed: of these, started anew at a step.
         starts: from which source samples paths start anew: "random" ones, or in turn, in an order in which any few in a
-            row are "spread" evenly: to a target in parts, more nearly the right mass goes to each.
+            row are "spread" evenly: to a target in parts, more nearly the right mass goes to each. Where left out,
+            spread around obstacles and random elsewhere.
+        arrival: share of the run, at its end, in which, around obstacles, the flow that is delivered is itself brought
+            to the target: what the potential has not quite learned of the paths.
         search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
             obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
@@ -222,7 +225,8 @@ class HOTA(PresetMethod[Any]):
     pool: int = 1024
     improved: int = 256
     refreshed: int = 16
-    starts: Starts = "random"
+    starts: Starts | None = None
+    arrival: float = 0.05
     search: bool = False
     rollout_steps: int = FROM_PRESET
     rollout_every: int = FROM_PRESET
@@ -537,12 +541,15 @@ class HOTA(PresetMethod[Any]):
             "stored_trajectories", "buffer_size", "probes", "pool", "improved", "refreshed"
         )
         expected.one_of("objective", ("paths", "residual"))
-        expected.one_of("starts", ("random", "spread"))
+        if self.starts is not None:
+            expected.one_of("starts", ("random", "spread"))
         for name in ("control_weight", "acceleration_weight", "margin"):
             expected.number(name, test=lambda v: v >= 0.0, what=">= 0")
         for name in ("pretraining", "interpolants", "annealing"):
             expected.number(name, test=lambda v: 0.0 <= v <= 1.0, what="in [0, 1]")
-        expected.number("hold", "target_decay", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)")
+        expected.number(
+            "hold", "target_decay", "arrival", test=lambda v: 0.0 <= v < 1.0, what="in [0, 1)"
+        )
         expected.learning_rate("learning_rate")
         expected.one_of("residual", ("squared", "huber"))
         expected.network("network", ("film", "mlp"))
