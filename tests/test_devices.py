@@ -15,7 +15,7 @@ from brenier.errors import InputError
 
 # Prints how far the map of eight devices is from that of one, and how often the step was traced for it.
 SCRIPT = """
-import warnings, jax, numpy as np, brenier
+import warnings, jax, jax.numpy as jnp, numpy as np, brenier
 
 jax.config.update("jax_enable_x64", {dtype!r} == "float64")
 warnings.simplefilter("ignore", brenier.BrenierWarning)
@@ -25,6 +25,7 @@ method = dict(
     dual=lambda: brenier.NCF(**small),
     diotm=lambda: brenier.DIOTM(map_widths=(16,), **small),
     hota=lambda: brenier.HOTA(pool=64, improved=32, refreshed=8, rollout_steps=4, **small),
+    walls=lambda: brenier.HOTA(pool=64, improved=32, refreshed=8, rollout_steps=4, **small),
     residual=lambda: brenier.HOTA(objective="residual", trajectories=32, rollout_steps=4, **small),
 )[{method!r}]()
 step, traced = type(method).step, []
@@ -32,7 +33,8 @@ type(method).step = lambda *args: traced.append(1) or step(*args)
 rng = np.random.default_rng(0)
 source = rng.normal(size=(800, 2)).astype({dtype!r})
 target = (rng.normal(size=(900, 2)) @ [[1.5, 0.4], [0.0, 0.7]] + [3.0, -1.0]).astype({dtype!r})
-problem = brenier.TransportProblem(source, target)
+state_cost = (lambda x: 5.0 * jnp.exp(-x @ x)) if {method!r} == "walls" else None
+problem = brenier.TransportProblem(source, target, state_cost=state_cost)
 images = []
 for devices in (None, 8):
     before = len(traced)
@@ -89,7 +91,7 @@ def test_no_device_holds_all_distances():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
-@pytest.mark.parametrize("method", ["energy", "dual", "diotm", "hota", "residual"])
+@pytest.mark.parametrize("method", ["energy", "dual", "diotm", "hota", "walls", "residual"])
 def test_every_method_on_eight_devices(method, dtype, tolerance):
     assert compare(method, dtype, 200) < tolerance
 
