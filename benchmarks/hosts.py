@@ -44,8 +44,16 @@ def run(options: Options) -> None:
             kills, steps = (1, 50) if options.quick else (KILLS, STEPS[count])
             with tempfile.TemporaryDirectory() as folder:
                 scores, seconds = _measure(Path(folder), count, kills, steps, seed)
-            facts = {"kills": kills, "steps": steps}
-            keep(options, "hosts", case, seed, scores=scores, seconds=seconds, **facts)
+            keep(
+                options,
+                "hosts",
+                case,
+                seed,
+                scores=scores,
+                seconds=seconds,
+                kills=kills,
+                steps=steps,
+            )
 
 
 def _measure(

@@ -171,7 +171,8 @@ class HOTA(PresetMethod[Any]):
             row are "spread" evenly: to a target in parts, more nearly the right mass goes to each. Where left out,
             spread around obstacles and random elsewhere.
         arrival: share of the run, at its end, in which, around obstacles, the flow that is delivered is itself brought
-            to the target: what the potential has not quite learned of the paths.
+            to the target: what the potential has not quite learned of the paths. `loss` is then the energy distance
+            between its ends and the target.
         search: whether ways around are looked for apart, and offered to the paths: in the plane on a grid, where the
             obstacle is known, for mazes and floor plans; in more dimensions along arcs, for what blocks the middle.
         control_weight: of the scaled gradient of the Hamilton–Jacobi loss.
