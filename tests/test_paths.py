@@ -12,12 +12,12 @@ K = 12
 KEY = jax.random.key(0)
 
 
-def nothing(nodes):
-    return jnp.zeros(nodes.shape[:-1]), jnp.zeros_like(nodes)
+def nothing(paths):
+    return jnp.zeros(paths[1:].shape[:-1]), jnp.zeros_like(paths[1:])
 
 
 def spring(stiffness):
-    return lambda nodes: (0.5 * stiffness * jnp.sum(nodes**2, -1), stiffness * nodes)
+    return lambda paths: (0.5 * stiffness * jnp.sum(paths[1:] ** 2, -1), stiffness * paths[1:])
 
 
 def converged(paths, starts, prices, worth):
@@ -58,13 +58,14 @@ def test_no_step_raises_the_action():
     starts, damping = jnp.zeros(50), jnp.full(50, 1e-3)
     worth = lambda x: jnp.sin(3.0 * x[:, 0])  # noqa: E731
 
-    def priced(nodes):
+    def priced(paths):
+        nodes = paths[1:]
         hills = lambda z: 5.0 + 5.0 * jnp.sin(2.0 * z[..., 0]) * jnp.cos(2.0 * z[..., 1])  # noqa: E731
         return hills(nodes), jax.grad(lambda z: jnp.sum(hills(z)))(nodes)
 
     @jax.jit
     def total(paths):
-        return action(paths, starts, priced(paths[1:])[0]) - worth(paths[-1])
+        return action(paths, starts, priced(paths)[0]) - worth(paths[-1])
 
     step = jax.jit(lambda paths, damping: improve(paths, damping, starts, priced, worth, 0.0))
     for _ in range(20):
@@ -83,7 +84,7 @@ def test_blur_of_a_step_is_the_normal_distribution():
     x = jnp.linspace(-0.3, 0.3, 5)
     value, slope = blurred(
         lambda x: (x[:, 0] > 0.0).astype(float),
-        x[None, :, None],
+        jnp.stack([x, x])[..., None],
         jnp.concatenate([half, -half]),
         0.2,
         jnp.zeros(100_000),
@@ -96,7 +97,8 @@ def test_blur_of_a_step_is_the_normal_distribution():
 def test_mirrored_probes_are_those_of_the_mirrored_cost(dim):
     """A node that sees its probes reflected by `H` finds the value of `U(x + H (· - x))`, and `H` times its slope."""
     keys = jax.random.split(KEY, 4)
-    node = jax.random.normal(keys[0], (1, 1, dim))  # alone, so that its interval has no length
+    node = jax.random.normal(keys[0], (1, 1, dim))
+    path = jnp.concatenate([node, node])  # at rest: its interval has no length
     probes = jax.random.normal(keys[1], (6, dim))
     across = jax.random.normal(keys[2], (1, 1, dim))
     across /= jnp.linalg.norm(across)
@@ -105,24 +107,36 @@ def test_mirrored_probes_are_those_of_the_mirrored_cost(dim):
     cost = lambda x: jnp.sin(x @ weights) + jnp.sum(x**3, axis=1)  # noqa: E731
     mirrored = lambda x: cost(node[0] + (x - node[0]) @ mirror)  # noqa: E731
     shares = jnp.zeros(6)
-    value, slope = blurred(cost, node, probes, 0.5, shares, across)
-    expected, unturned = blurred(mirrored, node, probes, 0.5, shares)
+    value, slope = blurred(cost, path, probes, 0.5, shares, across)
+    expected, unturned = blurred(mirrored, path, probes, 0.5, shares)
     np.testing.assert_allclose(value, expected, atol=1e-12)
     np.testing.assert_allclose(slope[0, 0], mirror @ unturned[0, 0], atol=1e-12)
-    assert np.abs(value - blurred(cost, node, probes, 0.5, shares)[0]).max() > 1e-3
+    assert np.abs(value - blurred(cost, path, probes, 0.5, shares)[0]).max() > 1e-3
 
 
-def test_a_wall_between_nodes_is_paid_for():
-    """In proportion to the interval that is in it."""
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (-1.5, -0.9, -0.3, 0.3, 0.9),
+        # A jump between short steps: the wall in its second half, in its first one, and where it begins the path.
+        (-1.3, -1.2, -1.1, 0.5, 0.6),
+        (-0.8, -0.7, -0.6, 1.0, 1.1),
+        (-0.7, 0.9, 1.0),
+    ],
+)
+def test_a_wall_between_nodes_is_paid_for(nodes):
+    """In proportion to the interval that is in it: half as much in the first one, of which one end is priced."""
 
     def wall(x):
         return (jnp.abs(x[:, 0]) < 0.1).astype(float)
 
-    nodes = jnp.array([-0.9, -0.3, 0.3, 0.9])[:, None, None]
-    shares = jnp.linspace(-0.5, 0.5, 6001)
-    value, _ = blurred(wall, nodes, jnp.zeros((6001, 1)), 1e-6, shares)
-    np.testing.assert_allclose(value.sum(), 0.2 / 0.6, rtol=2e-3)
-    at_nodes, _ = blurred(wall, nodes, jnp.zeros((1, 1)), 1e-6, jnp.zeros(1))
+    paths = jnp.array(nodes)[:, None, None]
+    shares = jnp.linspace(-0.5, 0.5, 20_001)
+    jump = float(jnp.diff(paths, axis=0).max())
+    share = 0.5 if len(nodes) == 3 else 1.0
+    value, _ = blurred(wall, paths, jnp.zeros((20_001, 1)), 1e-6, shares)
+    np.testing.assert_allclose(value.sum(), share * 0.2 / jump, rtol=2e-3)
+    at_nodes, _ = blurred(wall, paths, jnp.zeros((1, 1)), 1e-6, jnp.zeros(1))
     assert at_nodes.sum() == 0.0
 
 

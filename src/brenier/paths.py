@@ -33,8 +33,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from brenier.typing import Point, Points, Scalar
 
-Prices = Callable[[Float[Array, "k n d"]], tuple[Float[Array, "k n"], Float[Array, "k n d"]]]
-"""The state cost at nodes: values and slopes."""
+Prices = Callable[[Float[Array, "nodes n d"]], tuple[Float[Array, "k n"], Float[Array, "k n d"]]]
+"""The state cost of paths: values and slopes at the k = nodes - 1 nodes after the first."""
 
 Worth = Callable[[Points], Float[Array, "n"]]
 """`g` at points (n, d)."""
@@ -61,36 +61,42 @@ class Improved(NamedTuple):
 
 def blurred(
     state_cost: Callable[[Points], Float[Array, "n"]],
-    nodes: Float[Array, "k n d"],
+    paths: Float[Array, "nodes n d"],
     probes: Float[Array, "p d"],
     width: Scalar,
     shares: Float[Array, "p"],
     mirrors: Float[Array, "k n d"] | None = None,
 ) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
-    """Value and slope of the blurred state cost along the intervals around nodes.
+    """Value and slope of the blurred state cost along paths, at the k = nodes - 1 nodes after the first.
 
-    At nodes alone a path would pay nothing for a wall that it has jumped over. With the same probes at all nodes the
-    errors of all of them are alike, and add up.
+    A node stands for its halves of the intervals before and after it, the second one for all of the first interval: at
+    nodes alone a path would pay nothing for a wall that it has jumped over, nor with equal parts on both sides for one
+    in the rest of a long interval beside a short one. With the same probes at all nodes the errors of all of them are
+    alike, and add up.
 
     Args:
         state_cost: of points (n, d) at once.
-        nodes: where.
+        paths: nodes.
         probes: standard normal, in pairs `±e`.
         width: `h`.
-        shares: in [-½, ½], where on the interval each probe is; the same for both of a pair.
+        shares: in [-½, ½], where each probe is, as a share of the interval before the node or after it; the same for
+            both of a pair.
         mirrors: unit vectors, random ones; each node sees the probes reflected along its own.
 
     Example:
         >>> probes = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
-        >>> value, slope = blurred(lambda x: x[:, 0], jnp.ones((1, 1, 2)), probes, 0.5, jnp.zeros(2))
+        >>> value, slope = blurred(lambda x: x[:, 0], jnp.ones((2, 1, 2)), probes, 0.5, jnp.zeros(2))
         >>> slope.tolist()
         [[[1.0, 0.0]]]
     """
-    around = jnp.concatenate([nodes[:1], nodes, nodes[-1:]])
-    along = 0.5 * (around[2:] - around[:-2])
+    before = jnp.diff(paths, axis=0)
+    after = jnp.concatenate([before[1:], jnp.zeros_like(before[:1])])
+    before = before.at[0].multiply(2.0)
     # The paths come first, so that several devices can share them when all points are in a row.
-    at, along = (jnp.swapaxes(a, 0, 1)[:, :, None] for a in (nodes, along))
-    at = at + shares[None, None, :, None] * along + width * probes[None, None]
+    at, before, after = (jnp.swapaxes(a, 0, 1)[:, :, None] for a in (paths[1:], before, after))
+    shares = shares[None, None, :, None]
+    at = at + jnp.minimum(shares, 0.0) * before + jnp.maximum(shares, 0.0) * after
+    at = at + width * probes[None, None]
     if mirrors is not None:
         across = jnp.swapaxes(mirrors, 0, 1)
         twice = 2.0 * jnp.einsum("nkd,pd->nkp", across, probes)
@@ -185,13 +191,13 @@ def improve(
 
     Example:
         >>> still = jnp.zeros((5, 1, 2))
-        >>> free = lambda x: (jnp.zeros(x.shape[:2]), jnp.zeros(x.shape))
+        >>> free = lambda x: (jnp.zeros(x[1:, :, 0].shape), jnp.zeros(x[1:].shape))
         >>> worth = lambda x: x[:, 0]
         >>> improve(still, jnp.full(1, 1e-6), jnp.zeros(1), free, worth).paths[-1, 0].round(3).tolist()
         [1.0, 0.0]
     """
     tau, weights = interval(paths, starts), _weights(paths)
-    values, slopes = prices(paths[1:])
+    values, slopes = prices(paths)
     pull, bending = jax.linearize(jax.grad(lambda ends: jnp.sum(worth(ends))), paths[-1])
     before = action(paths, starts, values, drift) - worth(paths[-1])
 
@@ -219,7 +225,7 @@ def improve(
         blocks = blocks + more
     moved = paths.at[1:].add(_solved(blocks, across, -ease[None, :, None] * gradient))
 
-    after = action(moved, starts, prices(moved[1:])[0], drift) - worth(moved[-1])
+    after = action(moved, starts, prices(moved)[0], drift) - worth(moved[-1])
     accepted = after <= before + tolerance
     low, high = _DAMPING
     return Improved(

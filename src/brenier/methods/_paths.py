@@ -341,7 +341,7 @@ def _learned(
     compare = blur.prices(keys[2], _FEW_PROBES, nodes)
 
     def total(paths: jax.Array) -> jax.Array:
-        return action(paths, starts, compare(paths[1:])[0], problem.drift) - worth(paths[-1])
+        return action(paths, starts, compare(paths)[0], problem.drift) - worth(paths[-1])
 
     # Beyond the plane there is no grid to search.
     curved = method.search and problem.state_cost is not None and problem.dim > 2
@@ -364,7 +364,7 @@ def _learned(
         step=state.step + 1,
     )
 
-    kinetic, price = running(paths, starts, compare(paths[1:])[0], problem.drift)
+    kinetic, price = running(paths, starts, compare(paths)[0], problem.drift)
     steps = controlled(paths, starts, problem.drift)
     risk = astray(at_end, paths[-1]) - at_end(paths[-1])
     calm = worth(paths[-1]) - risk
@@ -528,13 +528,13 @@ class _Blur:
     width: jax.Array
 
     def prices(self, key: Key, count: int, shape: tuple[int, ...]) -> Any:
-        """Values and slopes on the intervals around nodes of a `shape` (k, n, d), by `count` probes of each.
+        """Of paths, at their nodes after the first, of a `shape` (k, n, d), by `count` probes of each.
 
         They stay the same from call to call.
         """
         state_cost = self.problem.state_cost
         if state_cost is None:
-            return lambda nodes: (jnp.zeros(nodes.shape[:-1], nodes.dtype), jnp.zeros_like(nodes))
+            return lambda paths: (jnp.zeros(shape[:-1], paths.dtype), jnp.zeros(shape, paths.dtype))
         dtype, pairs = self.problem.dtype, count // 2
         half = jax.random.normal(key, (pairs, self.problem.dim), dtype)
         where = jax.random.uniform(jax.random.fold_in(key, 1), (pairs,), dtype)
@@ -542,8 +542,8 @@ class _Blur:
         probes, shares = jnp.concatenate([half, -half]), jnp.concatenate([where, where])
         mirrors = jax.random.normal(jax.random.fold_in(key, 2), shape, dtype)
         mirrors /= jnp.linalg.norm(mirrors, axis=-1, keepdims=True) + 1e-12
-        return lambda nodes: blurred(
-            jax.vmap(state_cost), nodes, probes, self.width, shares, mirrors
+        return lambda paths: blurred(
+            jax.vmap(state_cost), paths, probes, self.width, shares, mirrors
         )
 
 
