@@ -69,10 +69,10 @@ def blurred(
 ) -> tuple[Float[Array, "k n"], Float[Array, "k n d"]]:
     """Value and slope of the blurred state cost along paths, at the k = nodes - 1 nodes after the first.
 
-    A node stands for its halves of the intervals before and after it, the second one for all of the first interval: at
-    nodes alone a path would pay nothing for a wall that it has jumped over, nor with equal parts on both sides for one
-    in the rest of a long interval beside a short one. With the same probes at all nodes the errors of all of them are
-    alike, and add up.
+    A node stands for its halves of the intervals before and after it, the second one for all of the first interval. At
+    nodes alone a path would pay nothing for a wall that it jumps over; were as much priced before a node as after it,
+    nothing for one in what is left of a long interval beside a short one. With the same probes at all nodes the errors
+    of all of them are alike, and add up.
 
     Args:
         state_cost: of points (n, d) at once.
