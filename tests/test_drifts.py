@@ -137,7 +137,7 @@ def test_improved_paths_solve_the_linear_system(dim):
     matrix = RNG.normal(size=(dim, dim)) / dim
     drift = lambda t, x: jnp.asarray(matrix) @ x + t  # noqa: E731
     worth = lambda x: x @ pull - 0.4 * jnp.sum(x**2, -1)  # noqa: E731
-    free = lambda nodes: (jnp.zeros(nodes.shape[:-1]), jnp.zeros_like(nodes))  # noqa: E731
+    free = lambda paths: (jnp.zeros(paths[1:].shape[:-1]), jnp.zeros_like(paths[1:]))  # noqa: E731
     first = jax.random.normal(KEY, (2, dim))
 
     def step(_, now):
